@@ -1,0 +1,1 @@
+"""Autoregressive models: a picture as a sequence of pixels or tokens."""

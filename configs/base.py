@@ -1,0 +1,122 @@
+"""Every field that experiments share, once, with what it means.
+
+A config is this file plus a short override. Fields of a family (such as
+`diffusion` and `noise`) are documented where they are added.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """The defaults of all shared fields."""
+  c = ConfigDict()
+  c.seed = 0  # of initialisation, data order and every draw
+  c.family = ""  # a module with make(config, spec), e.g. 'diffusion.ddpm'
+
+  c.data = ConfigDict()
+  c.data.name = "openmoji"  # openmoji, fashion_mnist, folder, or a TFDS image set
+  c.data.size = 32  # side of the square images, in pixels
+  c.data.channels = 3  # 1 grey, 3 colour
+  c.data.batch_size = 128  # images a step over all devices and hosts
+  c.data.languages = ("en",)  # a caption's language is drawn from these
+  c.data.match = ""  # keep the examples whose caption matches this regular expression
+  c.data.train_split = "train"
+  c.data.eval_split = "test"
+  c.data.flip = False  # mirror half of the training images
+  c.data.on_bad_image = "fail"  # or 'skip' unreadable files
+  c.data.path = ""  # folder of the images (folder) or idx files (fashion_mnist)
+  c.data.dir = ""  # where TFDS keeps prepared data; '' is TFDS's own default
+
+  c.text = ConfigDict()
+  c.text.encoder = "bytes"  # bytes, label or none
+  c.text.max_tokens = 64  # bytes of a caption; the rest is cut
+  c.text.dim = 128  # width of the encoded condition
+  c.text.depth = 2  # of the transformer over bytes
+  c.text.heads = 4
+  c.text.classes = 0  # number of classes, for label
+  c.text.drop = 0.1  # share of conditions dropped in training, for guidance
+
+  c.model = ConfigDict()
+  c.model.net = "dit"  # dit or unet
+  c.model.dtype = "float32"  # of the computation; or bfloat16. The state is float32
+  c.model.remat = False  # recompute activations in the backward pass, to save memory
+  c.model.dropout = 0.0
+  # dit
+  c.model.dim = 256
+  c.model.depth = 6
+  c.model.heads = 4
+  c.model.patch = 4  # side of a patch in pixels
+  c.model.scan = True  # compile one block instead of `depth`
+  # unet
+  c.model.widths = (64, 128, 128)  # channels at each resolution
+  c.model.blocks = 2  # ResNet blocks a resolution
+  c.model.attention = (16,)  # image heights with attention
+  c.model.head_dim = 64
+
+  c.optim = ConfigDict()
+  c.optim.learning_rate = 2e-4
+  c.optim.schedule = "constant"  # constant, cosine, linear or rsqrt
+  c.optim.warmup_steps = 500
+  c.optim.b1 = 0.9
+  c.optim.b2 = 0.999
+  c.optim.eps = 1e-8
+  c.optim.weight_decay = 0.0
+  c.optim.grad_clip = 1.0  # of the global norm; 0 for none
+  c.optim.microbatches = 1  # parts of a batch, one after the other, to save memory
+  c.optim.ema = "warmup"  # constant, warmup or halflife
+  c.optim.ema_decay = 0.999  # a step, for constant and warmup
+  c.optim.ema_halflife = 500_000.0  # in images, for halflife
+
+  c.train = ConfigDict()
+  c.train.steps = 100_000
+  c.train.log_every = 50
+  c.train.checkpoint_every = 1000
+  c.train.keep = 2  # newest checkpoints kept
+  c.train.keep_every = 0  # steps whose multiples are kept for ever; 0 for none
+  c.train.sample_every = 5000  # grid from a fixed seed; 0 for the end only
+  c.train.eval_every = 5000  # evals on the evaluation split; 0 for the end only
+  c.train.max_skipped = 50  # steps in a row that are not finite before giving up
+
+  c.sample = ConfigDict()
+  c.sample.num_images = 16  # a grid in training
+  c.sample.per_prompt = 4  # pictures of each --prompt
+  # What the grid shows in training; () takes captions of the evaluation split.
+  c.sample.prompts = ()
+  c.sample.seed = 0
+  c.sample.steps = 50  # network evaluations a picture
+  c.sample.sampler = "ddim"
+  c.sample.guidance_scale = 2.0  # 1 is none
+  c.sample.clip = True  # keep the estimate of the clean image in [-1, 1]
+  c.sample.frames = 8  # of the film of each picture forming
+
+  c.eval = ConfigDict()
+  c.eval.metrics = ()  # names among the family's evals; () takes all
+  c.eval.num_images = 1000  # of the evaluation split; 0 takes all
+  c.eval.batch_size = 64
+
+  c.parallel = ConfigDict()
+  c.parallel.backend = "auto"  # auto, jit, pmap or mesh
+  c.parallel.fsdp = 1  # devices that share one copy of the state
+  return c
+
+
+def tiny(c: ConfigDict) -> ConfigDict:
+  """Any config at the size that tests use: seconds on two cores."""
+  c.data.size = min(c.data.size, 8)
+  c.data.batch_size = 8
+  c.text.dim, c.text.depth, c.text.heads, c.text.max_tokens = 16, 1, 2, 16
+  c.model.dim, c.model.depth, c.model.heads = 16, 2, 2
+  c.model.patch = min(c.model.patch, 4)
+  c.model.widths, c.model.blocks, c.model.attention = (8, 16), 1, (4,)
+  c.model.head_dim = 8
+  c.optim.warmup_steps = 2
+  c.train.steps, c.train.log_every = 4, 1
+  c.train.checkpoint_every = c.train.sample_every = c.train.eval_every = 2
+  c.sample.num_images, c.sample.steps, c.sample.frames = 4, 4, 2
+  c.eval.num_images, c.eval.batch_size = 16, 8
+  return c
+
+
+def unknown_variant(variant: str, known: tuple[str, ...]) -> ValueError:
+  """The error for a variant that a config file does not have."""
+  return ValueError(f"unknown variant {variant!r}; known: {', '.join(known)}")

@@ -1,0 +1,65 @@
+"""The command line: every fault in it is one sentence."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from core.errors import UserError, unknown
+
+
+def parse(argv: list[str]) -> ConfigDict:
+  """Parses absl's flags, the overrides in `--config.FIELD=VALUE` among them.
+
+  Raises:
+    UserError: no such config file, variant, field or flag, or a value of the
+      wrong type.
+  """
+  fields = set(_fields(_load(_only_config(argv))))
+  for name in (m[1] for m in map(re.compile(r"--?config\.([\w.]+)").match, argv) if m):
+    if name not in fields:
+      raise unknown("config field", name, fields)
+  try:
+    rest = flags.FLAGS(argv)
+    config = flags.FLAGS.config
+  except (flags.Error, ValueError, TypeError) as error:
+    raise UserError(f"{str(error).rstrip('.')}; see README.md for the flags.") from error
+  if len(rest) > 1:
+    raise UserError(f"unexpected argument {rest[1]!r}; flags look like --mode=train.")
+  return config
+
+
+def _only_config(argv: list[str]) -> str:
+  """The value of the --config flag, FILE or FILE:variant."""
+  for i, arg in enumerate(argv):
+    if match := re.match(r"--?config(=(.*)|$)", arg):
+      value = match[2] or "".join(argv[i + 1 : i + 2])
+      file = value.split(":")[0]
+      if not Path(file).is_file():
+        raise UserError(f"no config file {file!r}; look in configs/.")
+      return value
+  raise UserError("give --config=configs/FILE.py and --workdir=DIR.")
+
+
+def _load(path: str) -> ConfigDict:
+  """The config without overrides."""
+  values, argv = flags.FlagValues(), ["", f"--config={path}"]
+  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+  try:
+    values(argv)
+  except flags.IllegalFlagValueError as error:
+    # The message holds a whole traceback; a ValueError is the file's own refusal.
+    last = str(error).strip().splitlines()[-1]
+    if not last.startswith("ValueError: "):
+      raise
+    raise UserError(f"--config={path}: {last.removeprefix('ValueError: ')}.") from error
+  return values.config
+
+
+def _fields(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+  for key, value in config.items():
+    yield prefix + key
+    if isinstance(value, ConfigDict):
+      yield from _fields(value, f"{prefix}{key}.")

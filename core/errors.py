@@ -1,0 +1,25 @@
+"""The one exception that means: the user must change something."""
+
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+  """A fault the user can mend.
+
+  The message is one sentence that says what is wrong, where, and what to do;
+  `main.py` prints it on stderr without a traceback and exits with status 2.
+  """
+
+
+def unknown(what: str, given: object, known: Iterable[str]) -> UserError:
+  """The error for a name that is not among the known ones, with the nearest.
+
+  Reads like: optim.schedule='cosin' is unknown; did you mean 'cosine'? Without a
+  near name it lists all.
+  """
+  known = sorted(known)
+  near = difflib.get_close_matches(str(given), known, n=1)
+  hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}."
+  return UserError(f"{what}={given!r} is unknown; {hint}")

@@ -1,0 +1,109 @@
+"""What a run says: metrics.jsonl, TensorBoard and a progress bar."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+from rich.console import Console
+from rich.progress import (
+  BarColumn,
+  MofNCompleteColumn,
+  Progress,
+  TextColumn,
+  TimeRemainingColumn,
+)
+from tensorboardX import SummaryWriter
+
+from core.workdir import explained, write_atomic
+
+
+def say(text: str) -> None:
+  """One line on stderr, from the first process only."""
+  if jax.process_index() == 0:
+    print(text, file=sys.stderr, flush=True)
+
+
+class Log:
+  """Writes numbers by step; on processes other than the first, does nothing.
+
+  Args:
+    workdir: `metrics.jsonl` and TensorBoard's `tensorboard/` go here.
+    start: the step the run resumes at; later lines, left by a killed process
+      after its last checkpoint, are removed, since they will be written again.
+    steps: the last step, for the bar.
+  """
+
+  def __init__(self, workdir: Path, start: int, steps: int):
+    self._workdir = workdir
+    self._active = jax.process_index() == 0
+    self._steps = steps
+    self._clock = (start, time.perf_counter())
+    if not self._active:
+      return
+    file = workdir / "metrics.jsonl"
+    with explained(workdir):
+      if file.exists():
+        write_atomic(file, "".join(_complete_lines(file, start)))
+      self._file = file.open("a", encoding="utf-8")
+      self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+    console = Console(stderr=True)
+    self._bar = Progress(
+      TextColumn("training"),
+      BarColumn(),
+      MofNCompleteColumn(),
+      TextColumn("{task.fields[note]}"),
+      TimeRemainingColumn(),
+      console=console,
+      disable=not console.is_terminal,
+    )
+    self._task = self._bar.add_task("", total=steps, completed=start, note="")
+    self._bar.start()
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """One line of `metrics.jsonl`, and the same numbers for TensorBoard."""
+    if not self._active:
+      return
+    # JSON has no NaN: a number that is none is written as null.
+    clean = {k: v if math.isfinite(v) else None for k, v in values.items()}
+    with explained(self._workdir):
+      self._file.write(json.dumps({"step": step, **clean}) + "\n")
+      self._file.flush()
+      for key, value in values.items():
+        self._board.add_scalar(key, value, step)
+
+  def progress(self, step: int, loss: float, batch_size: int) -> float:
+    """Moves the bar (or prints a line, if there is no terminal); images/s."""
+    then, began = self._clock
+    now = time.perf_counter()
+    self._clock = (step, now)
+    speed = (step - then) * batch_size / max(now - began, 1e-9)
+    if self._active:
+      note = f"loss {loss:.4f}  {speed:,.0f} images/s"
+      self._bar.update(self._task, completed=step, note=note)
+      if self._bar.disable:
+        left = (self._steps - step) * batch_size / max(speed, 1e-9)
+        say(f"step {step}/{self._steps}  {note}  {left:,.0f} s left")
+    return speed
+
+  def close(self) -> None:
+    """Stops the bar and closes the files."""
+    if self._active:
+      self._bar.stop()
+      self._file.close()
+      self._board.close()
+
+
+def _complete_lines(file: Path, last: int) -> list[str]:
+  kept = []
+  for line in file.read_text(encoding="utf-8").splitlines():
+    try:
+      row = json.loads(line)
+    except ValueError:  # a line that a kill cut short
+      continue
+    if row["step"] <= last:
+      kept.append(line + "\n")
+  return kept

@@ -1,0 +1,206 @@
+"""One device, many devices, many hosts: where arrays live and how a step compiles.
+
+Three backends give the same parameters, since every draw is keyed by example
+and every mean is over the global batch:
+
+    jit    one device
+    pmap   every device holds the whole state and a slice of the batch
+    mesh   jit over a mesh (data, fsdp): the batch is cut over both axes, each
+           parameter over fsdp along its longest divisible axis
+
+In all three a `State` is a tree of global arrays, so checkpoints do not know
+how many devices wrote them. Distribution itself is JAX's.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
+from ml_collections import ConfigDict
+
+from core.errors import UserError, unknown
+
+
+def initialize() -> None:
+  """Joins the other processes of the run, if the environment names any.
+
+  On TPU pods, SLURM and GKE, JAX finds them by itself when
+  `TAOLU_DISTRIBUTED=auto`; elsewhere set `TAOLU_COORDINATOR=host:port`,
+  `TAOLU_PROCESSES` and `TAOLU_PROCESS`. Processes on CPUs talk through gloo.
+
+  Raises:
+    UserError: only some of the three variables are set.
+  """
+  names = ("TAOLU_COORDINATOR", "TAOLU_PROCESSES", "TAOLU_PROCESS")
+  values = [os.environ.get(name) for name in names]
+  if os.environ.get("TAOLU_DISTRIBUTED") == "auto":
+    jax.distributed.initialize()
+  elif all(values):
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(values[0], int(values[1]), int(values[2]))
+  elif any(values):
+    raise UserError(f"set all of {', '.join(names)} in the environment, or none.")
+
+
+MIN_SHARDED = 1024  # elements
+
+
+@dataclass(frozen=True)
+class Parallel:
+  """A backend on a mesh of devices with axes (data, fsdp)."""
+
+  backend: str
+  mesh: Mesh
+
+  @property
+  def replicated(self) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(self.mesh, PartitionSpec())
+
+  @property
+  def rows(self) -> NamedSharding:
+    """The leading axis cut over all devices."""
+    return NamedSharding(self.mesh, PartitionSpec(("data", "fsdp")))
+
+  def shardings(self, tree: PyTree) -> PyTree:
+    """Where each leaf of a state lives: its longest divisible axis over fsdp.
+
+    Small leaves (biases, norms) stay whole: gathering them costs more than they do.
+    """
+    ways = self.mesh.shape["fsdp"]
+
+    def place(leaf: Any) -> NamedSharding:
+      fits = [i for i, n in enumerate(leaf.shape) if n % ways == 0 and n >= ways]
+      if ways == 1 or not fits or leaf.size < MIN_SHARDED:
+        return self.replicated
+      longest = max(fits, key=lambda i: leaf.shape[i])
+      return NamedSharding(self.mesh, PartitionSpec(*[None] * longest, "fsdp"))
+
+    return jax.tree.map(place, tree)
+
+  def check_batch(self, batch_size: int, microbatches: int) -> None:
+    """Raises UserError if the global batch can't be cut evenly."""
+    ways = self.mesh.size * microbatches
+    if batch_size % ways:
+      raise UserError(
+        f"data.batch_size={batch_size} does not divide by {self.mesh.size} devices x"
+        f" {microbatches} microbatches; use a multiple of {ways}."
+      )
+
+  def put(self, batch: PyTree) -> PyTree:
+    """This process's rows -> the global batch, cut over all devices."""
+    return jax.tree.map(
+      lambda a: jax.make_array_from_process_local_data(self.rows, np.asarray(a)), batch
+    )
+
+  def whole(self, tree: PyTree) -> PyTree:
+    """A host array, equal on every process, on every device."""
+    return jax.tree.map(
+      lambda a: jax.make_array_from_process_local_data(self.replicated, np.asarray(a)),
+      tree,
+    )
+
+  def init(self, fn: Callable[..., PyTree], *args: Any) -> PyTree:
+    """fn(*args), computed where its result is to live."""
+    shapes = jax.eval_shape(fn, *args)
+    return jax.jit(fn, out_shardings=self.shardings(shapes))(*args)
+
+  def run(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """`fn` compiled for sampling and evaluation; results are on every device."""
+    return jax.jit(fn, out_shardings=self.replicated)
+
+  def compile_step(
+    self, step: Callable[..., tuple[PyTree, PyTree]], state: PyTree, batch: PyTree
+  ) -> "Step":
+    """Compiles `(state, host batch, rng) -> (state, metrics)`, once.
+
+    The state's buffers are reused, so the one passed in is gone afterwards.
+    """
+    rng = jax.random.key(0)
+    if self.backend == "pmap":
+      local = len(self.mesh.local_devices)
+      mapped = jax.pmap(
+        functools.partial(step, axis="batch"),
+        axis_name="batch",
+        in_axes=(None, 0, None),
+        out_axes=(None, None),
+        donate_argnums=0,
+        devices=list(self.mesh.devices.flat),
+      )
+
+      def put(batch: PyTree) -> PyTree:
+        return jax.tree.map(
+          lambda a: np.reshape(a, (local, a.shape[0] // local, *a.shape[1:])), batch
+        )
+
+      return Step(mapped.lower(state, put(batch), rng).compile(), put)
+    shards = self.shardings(state)
+    jitted = jax.jit(
+      step,
+      donate_argnums=0,
+      in_shardings=(shards, self.rows, self.replicated),
+      out_shardings=(shards, self.replicated),
+    )
+    return Step(jitted.lower(state, self.put(batch), rng).compile(), self.put)
+
+
+@dataclass(frozen=True)
+class Step:
+  """A compiled training step; it can't recompile, a new shape is an error."""
+
+  compiled: Any
+  put: Callable[[PyTree], PyTree]
+
+  def __call__(
+    self, state: PyTree, batch: PyTree, rng: Array
+  ) -> tuple[PyTree, PyTree]:
+    """(state, this process's rows, key) -> (state, metrics)."""
+    return self.compiled(state, self.put(batch), rng)
+
+  def memory(self) -> int:
+    """Bytes a device needs at the step's peak; 0 where XLA does not tell."""
+    stats = self.compiled.memory_analysis()
+    if stats is None:
+      return 0
+    return (
+      stats.argument_size_in_bytes
+      + stats.output_size_in_bytes
+      + stats.temp_size_in_bytes
+      - stats.alias_size_in_bytes
+    )
+
+
+def make(config: ConfigDict) -> Parallel:
+  """The backend of `config.parallel`; 'auto' takes the simplest that fits.
+
+  auto: jit on one device; mesh if fsdp > 1; else pmap.
+
+  Raises:
+    UserError: unknown backend, fsdp that does not divide the devices, or fsdp
+      with a backend that can't shard.
+  """
+  backend, fsdp = config.backend, config.fsdp
+  devices = np.array(jax.devices())
+  if backend == "auto":
+    backend = "mesh" if fsdp > 1 else "pmap" if devices.size > 1 else "jit"
+  if backend not in ("jit", "pmap", "mesh"):
+    raise unknown("parallel.backend", backend, ("auto", "jit", "pmap", "mesh"))
+  if backend == "jit":
+    if jax.process_count() > 1:
+      raise UserError(
+        f"parallel.backend='jit' runs on one device, but there are"
+        f" {jax.process_count()} processes; use auto, pmap or mesh."
+      )
+    devices = devices[:1]
+  if fsdp < 1 or devices.size % fsdp or (fsdp > 1 and backend != "mesh"):
+    raise UserError(
+      f"parallel.fsdp={fsdp} does not fit backend {backend!r} on {devices.size}"
+      " devices: it needs backend mesh and must divide the device count."
+    )
+  return Parallel(backend, Mesh(devices.reshape(-1, fsdp), ("data", "fsdp")))

@@ -1,0 +1,157 @@
+"""The training loop, one for all families."""
+
+import contextlib
+import math
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+import jax
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from core.checkpoint import Checkpoints, abstract_like
+from core.errors import UserError
+from core.family import Batch, Family, State, count_params
+from core.log import Log, say
+from core.parallel import Parallel
+
+
+class Hook(NamedTuple):
+  """Something to do every so many steps, and after the last.
+
+  `run(state)` returns numbers for the log, or an empty dict.
+  """
+
+  every: int
+  run: Callable[[State], dict[str, float]]
+
+
+def train(
+  config: ConfigDict,
+  family: Family,
+  run: Parallel,
+  batches: Callable[[int], Iterator[Batch]],
+  workdir: Path,
+  hooks: Sequence[Hook] = (),
+) -> State:
+  """Trains until `config.train.steps`, from the workdir's newest checkpoint.
+
+  The batch and the random key of a step depend on (seed, step) alone, so a run
+  that was stopped or killed goes on to the same result.
+
+  Args:
+    config: the whole config; reads `seed`, `train`, `optim`, `data.batch_size`.
+    family: what to train.
+    run: the devices to train on.
+    batches: first step -> this process's rows of each batch from there on.
+    workdir: an opened workdir.
+    hooks: samples and evaluations; those with `every` 0 run at the end only.
+
+  Raises:
+    UserError: the batch does not fit the devices, or too many steps in a row
+      were not finite.
+  """
+  cfg, batch_size = config.train, config.data.batch_size
+  say(f"{run.backend} on {run.mesh.size} x {jax.devices()[0].device_kind},"
+      f" {jax.process_count()} process(es)")  # fmt: skip
+  run.check_batch(batch_size, config.optim.microbatches)
+  checkpoints = Checkpoints(workdir, cfg.keep, cfg.keep_every)
+  start = checkpoints.latest() or 0
+  stream = batches(start)
+  log = None
+  try:
+    first = next(stream)
+    seed = jax.random.key(config.seed)
+    state = initial_state(run, family, checkpoints, seed, first)
+    step_fn = run.compile_step(family.step, state, first)
+    say(f"{count_params(state.params):,} parameters, {step_fn.memory() / 2**20:,.0f} MiB a device; from step {start} to {cfg.steps}")  # fmt: skip
+    log = Log(workdir, start, cfg.steps)
+    with stop_requested() as stopping:
+      step, batch = start, first
+      while step < cfg.steps:
+        state, metrics = step_fn(state, batch, jax.random.fold_in(seed, step))
+        step += 1
+        # The next batch is fetched while the devices work.
+        batch = next(stream) if step < cfg.steps else None
+        last = step == cfg.steps or stopping(step)
+        if last or due(step, cfg.log_every):
+          report(log, step, metrics, batch_size, cfg.max_skipped)
+        if last or due(step, cfg.checkpoint_every):
+          checkpoints.save(step, state)
+        if last and step < cfg.steps:
+          break
+        for hook in hooks:
+          if step == cfg.steps or due(step, hook.every):
+            log.write(step, hook.run(state))
+    checkpoints.wait()
+    if step < cfg.steps:
+      say(f"stopped at step {step}, saved; the same command goes on from there")
+    return state
+  finally:
+    if log is not None:
+      log.close()
+    checkpoints.close()
+    getattr(stream, "close", lambda: None)()
+
+
+def initial_state(
+  run: Parallel,
+  family: Family,
+  checkpoints: Checkpoints,
+  seed: jax.Array,
+  batch: Batch,
+) -> State:
+  """The newest checkpoint's state, or a fresh one, where training needs it."""
+  if checkpoints.latest() is None:
+    return run.init(family.init, seed, run.put(batch))
+  shapes = jax.eval_shape(family.init, seed, batch)
+  return checkpoints.restore(abstract_like(shapes, run.shardings(shapes)))
+
+
+def report(
+  log: Log, step: int, metrics: dict[str, jax.Array], batch_size: int, limit: int
+) -> None:
+  """Logs a step's metrics; raises UserError if too many in a row were skipped."""
+  values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+  loss = values.get("loss", math.nan)
+  values["images_per_second"] = log.progress(step, loss, batch_size)
+  log.write(step, values)
+  in_a_row = int(values.get("skipped_in_a_row", 0))
+  if in_a_row >= limit:
+    raise UserError(
+      f"the loss or its gradient was not finite in the last {in_a_row} steps before"
+      f" step {step}; lower optim.learning_rate or set optim.grad_clip, and go on from"
+      " the last checkpoint in a new workdir."
+    )
+
+
+def due(step: int, every: int) -> bool:
+  """Whether `step` is a multiple of `every`; never for 0."""
+  return every > 0 and step % every == 0
+
+
+@contextlib.contextmanager
+def stop_requested() -> Iterator[Callable[[int], bool]]:
+  """step -> has someone asked to stop, by SIGTERM or Ctrl-C?
+
+  With several processes JAX agrees on the step at which all of them stop. A
+  second Ctrl-C stops at once.
+  """
+  if jax.process_count() > 1:
+    yield multihost_utils.reached_preemption_sync_point
+    return
+  asked = []
+
+  def note(signum: int, frame: FrameType | None) -> None:
+    asked.append(signum)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+  before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
+  try:
+    yield lambda step: bool(asked)
+  finally:
+    for signum, handler in before.items():
+      signal.signal(signum, handler)

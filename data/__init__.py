@@ -1,0 +1,1 @@
+"""Data sets of captioned pictures, and the resumable stream of batches."""

@@ -1,0 +1,1 @@
+"""Normalizing flows: an invertible map from noise to pictures, with its likelihood."""

@@ -1,0 +1,83 @@
+"""Multi-head attention, over a sequence itself or over a text."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+
+def attend(
+  q: Float[Array, "b l h d"],
+  k: Float[Array, "b m h d"],
+  v: Float[Array, "b m h d"],
+  mask: Bool[Array, "b m"] | None = None,
+) -> Float[Array, "b l h d"]:
+  """softmax(q k^T / sqrt(d)) v, the softmax in float32.
+
+  Vaswani et al. 2017 (arXiv:1706.03762), eq. 1. Keys with a False mask get
+  exactly no weight, unless all of an example's are False: then all weigh the same.
+  """
+  logits = jnp.einsum(
+    "blhd,bmhd->bhlm", q, k, preferred_element_type=jnp.float32
+  ) / jnp.sqrt(q.shape[-1])
+  if mask is not None:
+    logits = jnp.where(mask[:, None, None], logits, -1e30)
+  weights = jax.nn.softmax(logits).astype(v.dtype)
+  return jnp.einsum("bhlm,bmhd->blhd", weights, v)
+
+
+class SelfAttention(nn.Module):
+  """x -> W_o attend(W_q x, W_k x, W_v x); tokens with a False mask are not read."""
+
+  heads: int
+  dtype: DTypeLike = jnp.float32
+  out_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None = None
+  ) -> Float[Array, "b l d"]:
+    b, length, dim = x.shape
+    qkv = nn.Dense(3 * dim, dtype=self.dtype, name="qkv")(x)
+    q, k, v = jnp.moveaxis(qkv.reshape(b, length, 3, self.heads, -1), 2, 0)
+    y = attend(q, k, v, mask).reshape(b, length, dim)
+    return nn.Dense(dim, dtype=self.dtype, kernel_init=self.out_init, name="out")(y)
+
+
+class CrossAttention(nn.Module):
+  """x reads a text: W_o attend(W_q x, [k_0, W_k text], [v_0, W_v text]).
+
+  The learned pair (k_0, v_0) is always there to be read, so a text whose mask is
+  all False (the null condition) is well defined: exactly v_0. The text is
+  normalised first, which Imagen found to matter (Saharia et al. 2022,
+  arXiv:2205.11487, section 2.3.1), and the output starts at zero.
+  """
+
+  heads: int
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "b l d"],
+    text: Float[Array, "b m e"],
+    mask: Bool[Array, "b m"] | None,
+  ) -> Float[Array, "b l d"]:
+    b, length, dim = x.shape
+    head_dim = dim // self.heads
+    q = nn.Dense(dim, dtype=self.dtype, name="q")(x).reshape(
+      b, length, self.heads, head_dim
+    )
+    text = nn.LayerNorm(dtype=jnp.float32, name="norm")(text)
+    kv = nn.Dense(2 * dim, dtype=self.dtype, name="kv")(text)
+    kv = kv.reshape(b, -1, 2, self.heads, head_dim)
+    null = self.param(
+      "null", nn.initializers.normal(0.02), (2, self.heads, head_dim)
+    ).astype(self.dtype)
+    kv = jnp.concatenate([jnp.broadcast_to(null, (b, 1, *null.shape)), kv], axis=1)
+    if mask is not None:
+      mask = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
+    y = attend(q, kv[:, :, 0], kv[:, :, 1], mask).reshape(b, length, dim)
+    zeros = nn.initializers.zeros
+    return nn.Dense(dim, dtype=self.dtype, kernel_init=zeros, name="out")(y)

@@ -1,0 +1,110 @@
+"""DiT, the diffusion transformer (Peebles & Xie 2022, arXiv:2212.09748)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Integer
+
+from core.errors import UserError
+from nets.embeddings import NoiseEmbedding, positions_2d
+from nets.transformer import Blocks
+from text.cond import Cond
+
+
+def patchify(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b l p"]:
+  """Cut into patch x patch squares, row by row: p = patch * patch * c.
+
+  Raises UserError if the image does not divide into patches.
+  """
+  b, h, w, c = x.shape
+  if h % patch or w % patch:
+    fit = "x".join(str(max(1, size // patch) * patch) for size in (h, w))
+    raise UserError(
+      f"An image of {h}x{w} does not divide into patches of {patch}x{patch}; use"
+      f" {fit}, or another `patch`."
+    )
+  x = x.reshape(b, h // patch, patch, w // patch, patch, c)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, patch * patch * c)
+
+
+def unpatchify(
+  x: Float[Array, "b l p"], height: int, width: int, patch: int
+) -> Float[Array, "b {height} {width} c"]:
+  """The inverse of `patchify`."""
+  b = x.shape[0]
+  x = x.reshape(b, height // patch, width // patch, patch, patch, -1)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, height, width, -1)
+
+
+class DiT(nn.Module):
+  """A transformer over the patches of a noisy image.
+
+  The noise level and `cond.pooled` modulate every block (adaLN-zero); the patches
+  read `cond.seq` by cross-attention. Positions are fixed, so the parameters fit
+  any image size. The output starts at zero.
+
+  Attributes:
+    dim: width of a token, a multiple of 4 and of `heads`.
+    depth: number of blocks.
+    heads: attention heads.
+    patch: side of a patch in pixels; image sides are multiples of it.
+    out_channels: channels of the output.
+    mlp_ratio: hidden width of the MLPs over `dim`.
+    dropout: rate on the branches of each block.
+    dtype: type of the computation; parameters and output are float32.
+    remat: recompute each block in the backward pass, to save memory.
+    scan: compile one block and loop, to save compile time.
+  """
+
+  dim: int
+  depth: int
+  heads: int
+  patch: int
+  out_channels: int
+  mlp_ratio: int = 4
+  dropout: float = 0.0
+  dtype: DTypeLike = jnp.float32
+  remat: bool = False
+  scan: bool = True
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "b h w c"],
+    logsnr: Float[Array, " b"],
+    cond: Cond,
+    ids: Integer[Array, " b"] | None = None,
+  ) -> Float[Array, "b h w {self.out_channels}"]:
+    """The raw output for noisy images `x`; dropout is active if `ids` is given."""
+    if self.dim % 4 or self.dim % self.heads:
+      raise UserError(
+        f"DiT's `dim` {self.dim} must be a multiple of 4 and of `heads` {self.heads}."
+      )
+    _, h, w, _ = x.shape
+    p, dense = self.patch, nn.initializers.xavier_uniform()
+    y = nn.Dense(self.dim, dtype=self.dtype, kernel_init=dense, name="patches")(
+      patchify(x, p)
+    )
+    y = y + jnp.asarray(positions_2d(h // p, w // p, self.dim), self.dtype)
+    vec = NoiseEmbedding(self.dim, dtype=self.dtype, name="noise")(logsnr)
+    if cond.pooled is not None:
+      vec = vec + nn.Dense(self.dim, dtype=self.dtype, name="pooled")(cond.pooled)
+    y = Blocks(
+      self.depth,
+      self.heads,
+      self.mlp_ratio,
+      self.dropout,
+      self.dtype,
+      self.remat,
+      self.scan,
+      name="blocks",
+    )(y, vec=vec, text=cond.seq, text_mask=cond.mask, ids=ids)
+
+    zeros = nn.initializers.zeros
+    mod = nn.Dense(2 * self.dim, kernel_init=zeros, name="modulation")(jax.nn.silu(vec))
+    shift, scale = jnp.split(mod[:, None], 2, axis=-1)
+    y = nn.LayerNorm(use_bias=False, use_scale=False, dtype=jnp.float32)(y)
+    y = y * (1 + scale) + shift
+    y = nn.Dense(p * p * self.out_channels, kernel_init=zeros, name="out")(y)
+    return unpatchify(y, h, w, p)

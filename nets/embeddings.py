@@ -1,0 +1,59 @@
+"""Embeddings of the noise level and of positions."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+def sinusoidal(
+  x: Float[Array, "*shape"], dim: int, max_period: float = 10_000.0
+) -> Float[Array, "*shape {dim}"]:
+  """[cos(x w), sin(x w)] with w_i = max_period^(-i / (dim / 2)), i < dim / 2.
+
+  Vaswani et al. 2017 (arXiv:1706.03762), section 3.5, with the cosines first as
+  in DDPM's successors. Range [-1, 1]; `dim` is even.
+  """
+  half = dim // 2
+  freqs = jnp.exp(-math.log(max_period) / half * jnp.arange(half))
+  angles = x[..., None].astype(jnp.float32) * freqs
+  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def positions_2d(height: int, width: int, dim: int) -> Float[np.ndarray, "l {dim}"]:
+  """Fixed 2-D positions, row by row: half of `dim` tells the row, half the column.
+
+  Each half is `sinusoidal`, as in MAE and DiT (Peebles & Xie 2022,
+  arXiv:2212.09748, section 3.2). `dim` is a multiple of 4; l = height * width.
+  """
+  quarter = dim // 4
+  freqs = np.exp(-math.log(10_000.0) / quarter * np.arange(quarter))
+  rows, cols = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+  parts = []
+  for place in (rows, cols):
+    angles = place.reshape(-1, 1) * freqs
+    parts += [np.cos(angles), np.sin(angles)]
+  return np.concatenate(parts, axis=-1).astype(np.float32)
+
+
+class NoiseEmbedding(nn.Module):
+  """MLP(sinusoidal(25 logsnr)): [b] -> [b, dim].
+
+  25 stretches the usual range of logsnr, [-20, 20], over 1000 steps, as VDM does
+  (Kingma et al. 2021, arXiv:2107.00630, appendix B); beyond it, and at the
+  infinities of a zero terminal SNR, the value is clipped.
+  """
+
+  dim: int
+  frequencies: int = 256
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, logsnr: Float[Array, " b"]) -> Float[Array, "b d"]:
+    x = sinusoidal(25 * jnp.clip(logsnr, -20, 20), self.frequencies)
+    x = jax.nn.silu(nn.Dense(self.dim, dtype=self.dtype)(x))
+    return nn.Dense(self.dim, dtype=self.dtype)(x)

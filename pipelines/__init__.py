@@ -1,0 +1,1 @@
+"""Text encoder + generator + decoder, put together from one config."""

@@ -1,0 +1,106 @@
+"""From a config to the parts it names."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from core import family as families
+from core.checkpoint import Checkpoints, abstract_like
+from core.errors import UserError
+from core.family import Batch, Family, Spec, State
+from core.parallel import Parallel
+from data.batches import eval_batches, train_batches
+from data.source import Dataset
+from text import encoders
+from text.cond import Cond
+
+
+def family(config: ConfigDict) -> Family:
+  """The generator of a config.
+
+  Raises:
+    UserError: what the config asks for does not exist or does not fit.
+  """
+  data = config.data
+  return families.make(config, Spec((data.size, data.size, data.channels)))
+
+
+def example_batch(config: ConfigDict) -> Batch:
+  """A batch of one blank example, for shapes."""
+  size, channels = config.data.size, config.data.channels
+  return {
+    "x": np.zeros((1, size, size, channels), np.float32),
+    "cond": conditions(config, [""], [0]),
+    "_id": np.zeros(1, np.uint32),
+    "_mask": np.ones(1, bool),
+  }
+
+
+def conditions(
+  config: ConfigDict, captions: Sequence[str], labels: Sequence[int]
+) -> Cond:
+  """The raw conditions of captions and labels, as one batch."""
+  make_cond = encoders.raw(config.text)
+  conds = [make_cond(*pair) for pair in zip(captions, labels, strict=True)]
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *conds)
+
+
+def restore(
+  config: ConfigDict, generator: Family, run: Parallel, checkpoints: Checkpoints
+) -> State:
+  """The newest checkpoint of a run.
+
+  Raises:
+    UserError: there is none, or it does not fit the config.
+  """
+  if checkpoints.latest() is None:
+    raise UserError(
+      f"no checkpoint in {checkpoints.folder}; train first: the same command with"
+      " --mode=train."
+    )
+  rng = jax.random.key(config.seed)
+  shapes = jax.eval_shape(generator.init, rng, example_batch(config))
+  return checkpoints.restore(abstract_like(shapes, run.shardings(shapes)))
+
+
+def train_stream(
+  config: ConfigDict, dataset: Dataset
+) -> Callable[[int], Iterator[Batch]]:
+  """first step -> this process's training batches from there on."""
+  data = config.data
+
+  def batches(start_step: int) -> Iterator[Batch]:
+    return train_batches(
+      dataset,
+      encoders.raw(config.text),
+      seed=config.seed,
+      batch_size=data.batch_size,
+      languages=tuple(data.languages),
+      flip=data.flip,
+      start_step=start_step,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+
+  return batches
+
+
+def eval_stream(config: ConfigDict, dataset: Dataset) -> Iterator[Batch]:
+  """This process's rows of the first `config.eval.num_images` examples (0: all)."""
+  batches = eval_batches(
+    dataset,
+    encoders.raw(config.text),
+    batch_size=config.eval.batch_size,
+    languages=tuple(config.data.languages),
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  wanted = config.eval.num_images or len(dataset)
+  for start, batch in zip(itertools.count(0, config.eval.batch_size), batches):
+    if start >= wanted:
+      return
+    batch["_mask"] &= batch["_id"] < wanted
+    yield batch

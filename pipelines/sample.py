@@ -1,0 +1,158 @@
+"""From prompts to pictures: in training as a grid, by request as files."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from core.errors import UserError, unknown
+from core.family import Family, Samples, State
+from core.parallel import Parallel
+from core.workdir import explained
+from data.source import Dataset
+from pipelines import build, pictures
+
+Sampler = Callable[[State], Samples]
+
+
+def sampler(
+  config: ConfigDict,
+  family: Family,
+  run: Parallel,
+  prompts: Sequence[str],
+  labels: Sequence[int],
+  each: int,
+) -> Sampler:
+  """state -> `each` samples of each prompt, in order of prompts; compiled once.
+
+  The noise of sample i depends on `config.sample.seed` and on i alone.
+  """
+  captions = [p for p in prompts for _ in range(each)]
+  n = len(captions)
+  pad = -n % run.mesh.size  # so that the devices share the work evenly
+  cond = build.conditions(
+    config,
+    captions + captions[:1] * pad,
+    [label for label in labels for _ in range(each)] + list(labels[:1]) * pad,
+  )
+  fn = run.run(lambda state, rng, cond: family.sample(state, rng, cond, n + pad))
+  mine = slice_of_process(cond)
+
+  def draw(state: State) -> Samples:
+    out = fn(state, jax.random.key(config.sample.seed), run.put(mine))
+    images, frames = jax.device_get(out)
+    return Samples(images[:n], frames[:, :n])
+
+  return draw
+
+
+def slice_of_process(tree: object) -> object:
+  """This process's rows of a batch that every process holds."""
+  count, index = jax.process_count(), jax.process_index()
+
+  def cut(a: np.ndarray) -> np.ndarray:
+    rows = a.shape[0] // count
+    return a[index * rows : (index + 1) * rows]
+
+  return jax.tree.map(cut, tree)
+
+
+def preview(
+  sampler: Sampler, columns: int, folder: Path
+) -> Callable[[State], dict[str, float]]:
+  """A training hook that writes a grid, always of the same noise and prompts."""
+
+  def run(state: State) -> dict[str, float]:
+    images = sampler(state).images
+    if jax.process_index() == 0:
+      file = folder / f"step_{int(state.step):07d}.png"
+      pictures.save(pictures.grid(images, columns), file)
+    return {}
+
+  return run
+
+
+def prompts_for(config: ConfigDict, given: Sequence[str], data: Dataset) -> list[str]:
+  """The prompts given, else the config's, else all classes or some captions.
+
+  An unconditional generator takes none: its pictures go by the name 'any'.
+  """
+  if config.text.encoder == "none":
+    if given:
+      raise UserError("this generator is unconditional; leave --prompt out.")
+    return ["any"]
+  if given or config.sample.prompts:
+    return list(given or config.sample.prompts)
+  if config.text.encoder == "label":
+    return list(class_names(data))
+  seen = (next(iter(data.captions(i).values()))[0] for i in range(len(data)))
+  return list(dict.fromkeys(seen))[: config.sample.num_images]
+
+
+def class_names(data: Dataset) -> dict[str, int]:
+  """Each class's name (its first caption, else its number) and number, in order."""
+  names = {}
+  for i in range(len(data)):
+    if len(names) == data.classes:
+      break
+    captions = next(iter(data.captions(i).values()), (str(data.label(i)),))
+    names[captions[0]] = data.label(i)
+  return dict(sorted(names.items(), key=lambda item: item[1]))
+
+
+def labels_for(config: ConfigDict, prompts: Sequence[str], data: Dataset) -> list[int]:
+  """The class of each prompt, given by number or by name; 0 where none is used.
+
+  Raises:
+    UserError: a prompt is neither.
+  """
+  if config.text.encoder != "label":
+    return [0] * len(prompts)
+  names = class_names(data)
+  names |= {str(label): label for label in names.values()}
+  for prompt in prompts:
+    if prompt not in names:
+      raise unknown("prompt", prompt, names)
+  return [names[prompt] for prompt in prompts]
+
+
+def write(
+  samples: Samples, prompts: Sequence[str], step: int, folder: Path
+) -> list[Path]:
+  """Writes what was drawn for each prompt; samples are ordered by prompt.
+
+  For each prompt a grid, a film strip and a GIF of the pictures forming, and for
+  all `samples.npz`: images uint8 [n, h, w, c], frames uint8 [k, n, h, w, c],
+  prompts [n], step.
+
+  Raises:
+    UserError: the folder can't be written.
+  """
+  each = len(samples.images) // len(prompts)
+  files = []
+  for i, prompt in enumerate(prompts):
+    rows = slice(i * each, (i + 1) * each)
+    images, frames = samples.images[rows], samples.frames[:, rows]
+    stem = folder / f"{i:02d}_{slug(prompt)}"
+    files.append(stem.with_suffix(".png"))
+    pictures.save(pictures.grid(images, each, side=128), files[-1])
+    pictures.save(pictures.film(frames), stem.with_name(f"{stem.name}_film.png"))
+    stages = [pictures.grid(frame, each, side=128) for frame in frames]
+    pictures.save_gif(stages, stem.with_suffix(".gif"))
+  with explained(folder):
+    np.savez_compressed(
+      folder / "samples.npz",
+      images=pictures.to_uint8(samples.images),
+      frames=pictures.to_uint8(samples.frames),
+      prompts=np.repeat(np.asarray(prompts), each),
+      step=step,
+    )
+  return files
+
+
+def slug(prompt: str) -> str:
+  """A prompt as part of a file name: letters of any script, digits, underscores."""
+  return re.sub(r"\W+", "_", prompt).strip("_")[:40] or "sample"

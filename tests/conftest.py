@@ -1,0 +1,24 @@
+"""Set before JAX starts: simulated devices, the compilation cache, checked shapes."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Eight simulated devices, so that pmap and meshes are tested on any machine.
+flags = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8"
+# Compiled programs are kept, so that the second run of the tests is fast.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+from flax import struct  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+# JAX makes pytrees of shardings, axis numbers or one example's part, so the fields of
+# a PyTreeNode cannot be checked whenever one is made.
+struct.PyTreeNode.__no_type_check__ = True
+
+# All else is: the shapes in annotations, at every call, in all our packages.
+PACKAGES = sorted(file.parent.name for file in ROOT.glob("[a-z]*/__init__.py"))
+install_import_hook(PACKAGES, "beartype.beartype")

@@ -1,0 +1,289 @@
+"""The noise schedules against the papers' closed forms, written again in float64."""
+
+from statistics import NormalDist
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from core import noise
+from core.errors import UserError
+
+SCALINGS = ("vp", "ve", "rf")
+PREDICTIONS = ("x", "eps", "v", "score", "velocity")
+GRID = np.linspace(0, 1, 1001)
+
+
+def sigmoid_alpha2(t, start, end, tau):
+  """The gamma of Chen 2023, algorithm 1."""
+  first, last, now = (
+    1 / (1 + np.exp(-a / tau)) for a in (start, end, start + t * (end - start))
+  )
+  return (last - now) / (last - first)
+
+
+def vp(alpha2):
+  return np.sqrt(alpha2), np.sqrt(1 - alpha2)
+
+
+CLOSED = {  # name -> t -> (alpha, sigma)
+  "cosine": lambda t: (np.cos(np.pi * t / 2), np.sin(np.pi * t / 2)),
+  "sigmoid": lambda t: vp(sigmoid_alpha2(t, -3, 3, 1)),
+  "ve": lambda t: (np.ones_like(t), 0.01 * 5000**t),
+  "edm": lambda t: (
+    np.ones_like(t),
+    (0.002 ** (1 / 7) + t * (80 ** (1 / 7) - 0.002 ** (1 / 7))) ** 7,
+  ),
+  "rectified_flow": lambda t: (1 - t, t),
+}
+
+
+def levels(schedule, t):
+  """(alpha, sigma) at times t, as float64."""
+  logsnr = schedule.logsnr(jnp.asarray(t, jnp.float32))
+  pair = noise.alpha_sigma(logsnr, schedule.scaling)
+  return tuple(np.asarray(a, np.float64) for a in pair)
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_schedule_is_its_closed_form(name):
+  got, want = levels(noise.SCHEDULES[name](), GRID), CLOSED[name](GRID)
+  for ours, theirs in zip(got, want, strict=True):
+    np.testing.assert_allclose(ours[1:-1], theirs[1:-1], rtol=3e-5)
+    # The ends are where logsnr is held at its bound, exp(-10) from the closed form.
+    np.testing.assert_allclose(ours, theirs, rtol=3e-5, atol=5e-5)
+
+
+@pytest.mark.parametrize("start, end, tau", [(-3, 3, 0.9), (-3, 3, 1.1), (0, 3, 0.3)])
+def test_sigmoid_schedule_with_other_parameters(start, end, tau):
+  schedule = noise.sigmoid(start, end, tau)
+  assert np.isfinite(schedule.logsnr(jnp.array([0.0, 1.0]))).all()
+  t = GRID[1:-1]
+  want = vp(sigmoid_alpha2(t, start, end, tau))
+  for ours, theirs in zip(levels(schedule, t), want, strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=3e-5, atol=5e-5)
+
+
+def test_linear_schedule_is_the_product_of_betas():
+  betas = 1e-4 + (0.02 - 1e-4) * np.arange(1000) / 999
+  want = vp(np.cumprod(1 - betas))
+  for ours, theirs in zip(levels(noise.linear(), GRID[1:]), want, strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+
+def test_linear_schedule_is_close_to_the_vp_sde():
+  # Song et al. 2021, eq. 33, with beta from 0.1 to 20.
+  t = GRID[10:]
+  log_alpha2 = -(t**2) / 2 * (20 - 0.1) - t * 0.1
+  want = log_alpha2 - np.log(-np.expm1(log_alpha2))
+  np.testing.assert_allclose(noise.linear().logsnr(jnp.asarray(t)), want, atol=0.08)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("name", noise.SCHEDULES)
+def test_schedule_is_finite_and_strictly_decreasing(name, jit):
+  logsnr = noise.SCHEDULES[name]().logsnr
+  values = np.asarray((jax.jit(logsnr) if jit else logsnr)(jnp.asarray(GRID)))
+  assert np.isfinite(values).all()
+  assert np.abs(values).max() <= noise.LOGSNR_LIMIT
+  # Below DDPM's first step there is no other noise level.
+  strict = values[1:] if name == "linear" else values
+  assert (np.diff(strict) < 0).all()
+  assert (np.diff(values) <= 0).all()
+
+
+@pytest.mark.parametrize("steps", [2, 18, 79])
+def test_edm_times_are_karras_eq_5(steps):
+  i = np.arange(steps)
+  big, small = 80 ** (1 / 7), 0.002 ** (1 / 7)
+  want = (big + i / (steps - 1) * (small - big)) ** 7
+  got = levels(noise.edm(), 1 - i / (steps - 1))[1]
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_edm_trains_on_lognormal_noise():
+  schedule = noise.edm()
+  u = (np.arange(20_000) + 0.5) / 20_000
+  log_sigma = np.log(levels(schedule, schedule.density(jnp.asarray(u)))[1])
+  quantiles = [-1.2 + 1.2 * NormalDist().inv_cdf(p) for p in u[::500]]
+  np.testing.assert_allclose(log_sigma[::500], quantiles, atol=2e-3)
+  np.testing.assert_allclose([log_sigma.mean(), log_sigma.std()], [-1.2, 1.2], rtol=2e-3)
+
+
+def test_edm_density_stays_within_the_sampling_times():
+  ends = noise.edm().density(jnp.array([1e-7, 1 - 1e-7]))
+  np.testing.assert_array_equal(ends, [0.0, 1.0])
+
+
+@pytest.mark.parametrize("mean, std", [(0.0, 1.0), (-0.5, 1.4)])
+def test_logit_normal_has_the_density_of_its_paper(mean, std):
+  u, h = np.linspace(0.02, 0.98, 25), 1e-3
+  low, t, high = (
+    np.asarray(noise.logit_normal(jnp.asarray(a), mean, std), np.float64)
+    for a in (u - h, u, u + h)
+  )
+  logit = np.log(t / (1 - t))
+  np.testing.assert_allclose(
+    logit, [mean + std * NormalDist().inv_cdf(p) for p in u], atol=1e-5
+  )
+  # Esser et al. 2024, eq. 19; the density is the slope of u in t.
+  density = np.exp(-((logit - mean) ** 2) / (2 * std**2)) / (
+    std * np.sqrt(2 * np.pi) * t * (1 - t)
+  )
+  np.testing.assert_allclose(density * (high - low) / (2 * h), 1, rtol=5e-3)
+
+
+@pytest.mark.parametrize("shift", [0.5, 3.0])
+@pytest.mark.parametrize("name", noise.SCHEDULES)
+def test_shift_multiplies_the_noise_to_signal_ratio(name, shift):
+  schedule = noise.SCHEDULES[name]()
+  alpha, sigma = levels(schedule, GRID[10:-10])
+  moved = levels(noise.shifted(schedule, shift), GRID[10:-10])
+  np.testing.assert_allclose(moved[1] / moved[0], shift * sigma / alpha, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [0.5, 3.0])
+def test_shifted_rectified_flow_is_a_shift_of_time(shift):
+  # Esser et al. 2024, eq. 23.
+  moved = levels(noise.shifted(noise.rectified_flow(), shift), GRID)
+  t = shift * GRID / (1 + (shift - 1) * GRID)
+  for ours, theirs in zip(moved, (1 - t, t), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=3e-5, atol=2e-4)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_alpha_sigma_keep_their_promises(scaling):
+  with jax.enable_x64(True):
+    logsnr = jnp.linspace(-20, 20, 41)
+    alpha, sigma = noise.alpha_sigma(logsnr, scaling)
+    total = {"vp": alpha**2 + sigma**2, "ve": alpha, "rf": alpha + sigma}[scaling]
+    np.testing.assert_allclose(total, 1, rtol=1e-14)
+    np.testing.assert_allclose(np.log(alpha**2 / sigma**2), logsnr, atol=1e-12)
+
+
+@pytest.mark.parametrize("scaling", ["vp", "ve"])
+def test_network_inputs_have_unit_variance(scaling):
+  logsnr = jnp.linspace(-9, 9, 19)
+  alpha, sigma = noise.alpha_sigma(logsnr, scaling)
+  scale = noise.input_scale(logsnr, scaling)
+  np.testing.assert_allclose(scale**2 * (alpha**2 + sigma**2), 1, rtol=1e-5)
+
+
+def example(seed=0, logsnr=(-12.0, -1.5, 0.0, 2.0, 12.0)):
+  """x, eps [5, 2, 3] and logsnr [5]."""
+  rng = np.random.default_rng(seed)
+  x, eps = (jnp.asarray(rng.normal(size=(len(logsnr), 2, 3))) for _ in range(2))
+  return x, eps, jnp.asarray(logsnr)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_every_prediction_gives_x_and_eps_back(scaling, prediction):
+  with jax.enable_x64(True):
+    x, eps, logsnr = example()
+    x_t = noise.diffuse(x, eps, logsnr, scaling)
+    output = noise.target(x, eps, logsnr, scaling, prediction)
+    got = noise.to_x_eps(output, x_t, logsnr, scaling, prediction)
+    np.testing.assert_allclose(got[0], x, atol=1e-9)
+    np.testing.assert_allclose(got[1], eps, atol=1e-9)
+    # And from any output of a network: the pair explains x_t and the output.
+    output = x + 0.3
+    x_hat, eps_hat = noise.to_x_eps(output, x_t, logsnr, scaling, prediction)
+    np.testing.assert_allclose(
+      noise.diffuse(x_hat, eps_hat, logsnr, scaling), x_t, atol=1e-9
+    )
+    again = noise.target(x_hat, eps_hat, logsnr, scaling, prediction)
+    np.testing.assert_allclose(again, output, atol=1e-9)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "velocity"])
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_without_noise_the_picture_is_x_t(scaling, prediction):
+  x, eps, logsnr = example(logsnr=(np.inf, np.inf))
+  alpha, sigma = noise.alpha_sigma(logsnr, scaling)
+  np.testing.assert_array_equal(alpha, 1)
+  np.testing.assert_array_equal(sigma, 0)
+  x_t = noise.diffuse(x, eps, logsnr, scaling)
+  np.testing.assert_array_equal(x_t, x)
+  output = noise.target(x, eps, logsnr, scaling, prediction)
+  x_hat, eps_hat = noise.to_x_eps(output, x_t, logsnr, scaling, prediction)
+  np.testing.assert_array_equal(x_hat, x)
+  np.testing.assert_allclose(eps_hat, eps, atol=1e-6)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_score_is_the_gradient_of_the_log_density(scaling):
+  with jax.enable_x64(True):
+    x, eps, logsnr = example()
+    alpha, sigma = noise.alpha_sigma(noise.per_example(logsnr, x), scaling)
+
+    def log_density(x_t):
+      return jnp.sum(-((x_t - alpha * x) ** 2) / (2 * sigma**2))
+
+    want = jax.grad(log_density)(noise.diffuse(x, eps, logsnr, scaling))
+    got = noise.target(x, eps, logsnr, scaling, "score")
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_velocity_is_the_time_derivative_of_rectified_flow():
+  with jax.enable_x64(True):
+    x, eps, _ = example()
+    schedule, t = noise.rectified_flow(), jnp.linspace(0.1, 0.9, 5)
+    path = lambda t: noise.diffuse(x, eps, schedule.logsnr(t), "rf")  # noqa: E731
+    slope = jax.jvp(path, (t,), (jnp.ones_like(t),))[1]
+    got = noise.target(x, eps, schedule.logsnr(t), "rf", "velocity")
+    np.testing.assert_allclose(got, slope, rtol=1e-6)
+
+
+def test_v_is_the_derivative_in_the_angle():
+  # Salimans & Ho 2022, appendix D: v = d x_t / d phi, alpha = cos phi.
+  with jax.enable_x64(True):
+    x, eps, _ = example()
+    phi = jnp.linspace(0.2, 1.4, 5)
+    logsnr = lambda phi: -2 * jnp.log(jnp.tan(phi))  # noqa: E731
+    path = lambda phi: noise.diffuse(x, eps, logsnr(phi), "vp")  # noqa: E731
+    slope = jax.jvp(path, (phi,), (jnp.ones_like(phi),))[1]
+    got = noise.target(x, eps, logsnr(phi), "vp", "v")
+    np.testing.assert_allclose(got, slope, rtol=1e-6)
+
+
+def test_scalings_are_lenses_on_one_process():
+  with jax.enable_x64(True):
+    x, eps, logsnr = example()
+    ve = noise.diffuse(x, eps, logsnr, "ve")
+    for scaling in SCALINGS:
+      alpha = noise.alpha_sigma(noise.per_example(logsnr, x), scaling)[0]
+      x_t = noise.diffuse(x, eps, logsnr, scaling)
+      np.testing.assert_allclose(x_t / alpha, ve, rtol=1e-9)
+
+
+def config(**fields):
+  return ConfigDict({"schedule": "cosine", "density": "own", "shift": 1.0, **fields})
+
+
+def test_make_reads_the_config():
+  t = jnp.linspace(0.1, 0.9, 9)
+  schedule = noise.make(config(schedule="edm", density="uniform", shift=2.0))
+  assert schedule.scaling == "ve"
+  np.testing.assert_array_equal(schedule.density(t), t)
+  want = noise.edm().logsnr(t) - 2 * np.log(2)
+  np.testing.assert_allclose(schedule.logsnr(t), want, rtol=1e-6)
+  own = noise.make(config(schedule="edm"))
+  np.testing.assert_array_equal(own.density(t), noise.edm().density(t))
+  logit_normal = noise.make(config(density="logit_normal"))
+  np.testing.assert_array_equal(logit_normal.density(t), noise.logit_normal(t))
+
+
+@pytest.mark.parametrize(
+  "fields, sentence",
+  [
+    ({"schedule": "cosin"}, r"noise.schedule='cosin'.*did you mean 'cosine'"),
+    ({"density": "logitnormal"}, r"noise.density=.*did you mean 'logit_normal'"),
+    ({"shift": 0.0}, r"noise.shift=0.0 must be positive"),
+  ],
+)
+def test_make_refuses(fields, sentence):
+  with pytest.raises(UserError, match=sentence):
+    noise.make(config(**fields))

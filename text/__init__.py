@@ -1,0 +1,1 @@
+"""Captions to conditions: tokenizers, encoders and the interface they share."""

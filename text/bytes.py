@@ -1,0 +1,19 @@
+"""Byte-level tokenizer: any language, no vocabulary file."""
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+VOCAB_SIZE = 257  # 0 is padding, byte b is b + 1
+
+
+def tokenize(
+  caption: str, max_tokens: int
+) -> tuple[Int[np.ndarray, " l"], Bool[np.ndarray, " l"]]:
+  """UTF-8 bytes plus one, cut or padded with 0 to `max_tokens`, and their mask.
+
+  Letter case and outer spaces carry no meaning in a caption and are dropped.
+  """
+  raw = caption.strip().lower().encode("utf-8")[:max_tokens]
+  tokens = np.zeros(max_tokens, np.int32)
+  tokens[: len(raw)] = np.frombuffer(raw, np.uint8).astype(np.int32) + 1
+  return tokens, tokens > 0

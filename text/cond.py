@@ -1,0 +1,68 @@
+"""`Cond`, the one text-conditioning interface between captions and generators.
+
+A condition travels in two forms. *Raw*, as the data source makes it: byte
+`tokens` with their `mask`, or a class `label`. *Encoded*, as a network reads it:
+a sequence `seq` with its `mask`, and one vector `pooled`. A text encoder
+(`text/encoders.py`) maps the first form to the second.
+
+The null condition of classifier-free guidance (Ho & Salimans 2022,
+arXiv:2207.12598) is the same in both: nothing is attended to (`mask` all False)
+and the label is -1.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Key
+
+
+class Cond(struct.PyTreeNode):
+  """What a picture is conditioned on; absent parts are None.
+
+  Attributes:
+    tokens: raw text, token ids; 0 is padding.
+    label: class index in [0, classes), or -1 for "no class".
+    seq: encoded text, one vector a token.
+    mask: True where `tokens` or `seq` hold text, False on padding.
+    pooled: encoded text or class as one vector.
+  """
+
+  tokens: Int[Array, "b l"] | None = None
+  label: Int[Array, " b"] | None = None
+  seq: Float[Array, "b l d"] | None = None
+  mask: Bool[Array, "b l"] | None = None
+  pooled: Float[Array, "b d"] | None = None
+
+  def null_like(self) -> "Cond":
+    """The null condition, in the shapes of this one."""
+    zeros = jax.tree.map(jnp.zeros_like, self)
+    label = None if self.label is None else jnp.full_like(self.label, -1)
+    return zeros.replace(label=label)
+
+  def with_null(self) -> "Cond":
+    """This condition followed by the null condition: a batch of twice the size."""
+    return jax.tree.map(lambda *two: jnp.concatenate(two), self, self.null_like())
+
+  def drop(self, keys: Key[Array, " b"], rate: float) -> "Cond":
+    """Each example's condition becomes null with probability `rate`.
+
+    `keys` holds one key an example, so the outcome does not depend on how the
+    batch is cut over devices (Ho & Salimans 2022, algorithm 1, line 3).
+    """
+    gone = jax.vmap(lambda k: jax.random.bernoulli(k, rate))(keys)
+
+    def pick(null: Array, own: Array) -> Array:
+      return jnp.where(gone.reshape((-1,) + (1,) * (own.ndim - 1)), null, own)
+
+    return jax.tree.map(pick, self.null_like(), self)
+
+
+def guide(both: Float[Array, "b2 ..."], guidance_scale: float) -> Float[Array, "b ..."]:
+  """Classifier-free guidance: null + guidance_scale * (own - null).
+
+  `both` is a network's output for `Cond.with_null()`. A scale of 1 is the
+  conditional prediction, 0 the unconditional one; Ho & Salimans' w (eq. 6) is
+  `guidance_scale - 1`.
+  """
+  own, null = jnp.split(both, 2)
+  return null + guidance_scale * (own - null)

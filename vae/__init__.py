@@ -1,0 +1,1 @@
+"""Variational autoencoders: a picture decoded from latents, continuous or discrete."""
