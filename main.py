@@ -90,6 +90,7 @@ def main(argv: list[str]) -> int:
     config = cli.parse(argv)
     if FLAGS.workdir is None and FLAGS.mode != "prepare":
       raise UserError(f"--mode={FLAGS.mode} needs --workdir=DIR.")
+    parallel.keep_freed_memory()
     parallel.initialize()
     MODES[FLAGS.mode](config, FLAGS.workdir)
   except UserError as error:

@@ -19,19 +19,20 @@ def get_config(variant: str = "") -> ConfigDict:
   """The config of a variant."""
   c = ddpm.get_config("openmoji32")
   c.noise.schedule, c.noise.density = "rectified_flow", "logit_normal"
-  c.diffusion.prediction = "velocity"
+  c.diffusion.prediction, c.diffusion.loss = "x", "velocity"
   c.data.match = (
     r"^(?!.*skin tone)(?!.*couple).*\b(heart|hearts|circle|square|face|moon|star|apple|banana"
     r"|lemon|pear|cherries|strawberry|tangerine|watermelon|pizza|sun|snowman|tree|mushroom"
     r"|fish|flower|tulip|cloud|rainbow|umbrella|ball|soccer|basketball|o’clock)\b"
   )
-  c.data.batch_size = 128
+  c.data.batch_size = 64
+  c.text.max_tokens = 32
   c.model.net = "dit"
   c.model.dim, c.model.depth, c.model.heads, c.model.patch = 256, 4, 4, 8
   c.optim.learning_rate, c.optim.warmup_steps, c.optim.schedule = 1e-3, 100, "cosine"
   c.optim.ema, c.optim.ema_decay = "warmup", 0.995
-  c.train.steps = 2000
-  c.train.sample_every = c.train.checkpoint_every = c.train.eval_every = 500
+  c.train.steps = 1200
+  c.train.sample_every = c.train.checkpoint_every = c.train.eval_every = 400
   c.sample.sampler, c.sample.steps, c.sample.guidance_scale = "ddim", 40, 3.0
   c.sample.prompts = ("red heart", "红心", "yellow circle", "黄色の丸")
   match variant:

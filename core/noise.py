@@ -240,7 +240,8 @@ def edm(
   """Karras et al. 2022: sampling times of eq. 5, training noise of table 1.
 
   sigma(t) = (sigma_min^(1/rho) + t (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho
-  at t = 1 - i / (N - 1), i < N, and log sigma ~ N(p_mean, p_std^2) in training, clipped to [sigma_min, sigma_max].
+  at t = 1 - i / (N - 1), i < N, and log sigma ~ N(p_mean, p_std^2) in training,
+  clipped to [sigma_min, sigma_max].
   """
   low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
 

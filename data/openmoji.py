@@ -34,8 +34,8 @@ COPY = 0.027
 
 # With this salt the concepts that first prompts ask for are all in the training
 # split: red, blue, green and yellow heart and circle, grinning face, crescent
-# moon, star, red apple, cat face, sun, pizza.
-SALT = "0"
+# moon, star, red apple, cat face, sun, pizza. It cuts the examples 3365:183:183.
+SALT = "518"
 
 _TONE = re.compile(r"\b(medium-light|medium-dark|light|medium|dark) skin tone\b")
 _LOOKS = re.compile(r"\b((red|curly|white|blond) hair|bald|beard|facing right)\b")
@@ -71,9 +71,9 @@ def concept(english: str) -> str:
   return _SAME.get(key, key) or "person"
 
 
-def split_of(family: str, salt: str = SALT) -> str:
-  """About 90% of families are 'train', 5% 'validation', 5% 'test', by hash."""
-  digest = hashlib.sha256(f"{salt}/{family}".encode()).digest()
+def split_of(group: str, salt: str = SALT) -> str:
+  """About 90% of groups are 'train', 5% 'validation', 5% 'test', by hash."""
+  digest = hashlib.sha256(f"{salt}/{group}".encode()).digest()
   share = int.from_bytes(digest[:8], "big") / 2**64
   return "train" if share < 0.9 else "validation" if share < 0.95 else "test"
 
@@ -129,11 +129,11 @@ def drawings() -> list[Drawing]:
   return list(distinct.values())
 
 
-def families(found: list[Drawing]) -> list[str]:
-  """For each drawing the name of its family, which no split may cut.
+def groups(found: list[Drawing]) -> list[str]:
+  """For each drawing the name of its group, which no split may cut.
 
-  Drawings of one concept are a family, and so are concepts with copies of one
-  another's pictures. The family is named after its first concept.
+  Drawings of one concept are a group, and so are concepts with copies of one
+  another's pictures. The group is named after its first concept.
   """
   concepts = [concept(drawing.captions["en"]) for drawing in found]
   root = {key: key for key in concepts}
@@ -156,7 +156,11 @@ def families(found: list[Drawing]) -> list[str]:
 class Openmoji(tfds.core.GeneratorBasedBuilder):
   """One BuilderConfig a size: '32', '64', '128', '256'."""
 
-  VERSION = tfds.core.Version("1.0.0")
+  VERSION = tfds.core.Version("2.0.0")
+  RELEASE_NOTES = {
+    "1.0.0": "First cut.",
+    "2.0.0": "Look-alikes of different concepts stay in one split.",
+  }
   BUILDER_CONFIGS = [
     tfds.core.BuilderConfig(name=str(s), description=f"{s} x {s} pixels, on white")
     for s in SIZES
@@ -188,8 +192,8 @@ class Openmoji(tfds.core.GeneratorBasedBuilder):
     del dl_manager
     splits = {"train": [], "validation": [], "test": []}
     found = drawings()
-    for drawing, family in zip(found, families(found), strict=True):
-      splits[split_of(family)].append(drawing)
+    for drawing, group in zip(found, groups(found), strict=True):
+      splits[split_of(group)].append(drawing)
     return {name: self._generate_examples(own) for name, own in splits.items()}
 
   def _generate_examples(self, own: list[Drawing]) -> Iterator[tuple[str, dict]]:

@@ -1,5 +1,8 @@
 """`load` and `prepare`: from a config to a `Dataset`."""
 
+import contextlib
+import io
+from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
@@ -64,7 +67,8 @@ def prepare(config: ConfigDict) -> None:
           f"{builder.data_dir} (once, less than a minute).",
           flush=True,
         )
-      tfds_sets.prepare(builder)
+      with quiet():
+        tfds_sets.prepare(builder)
     case _:
       tfds_sets.prepare(find(config))
 
@@ -87,6 +91,17 @@ def find(config: ConfigDict) -> tfds.core.DatasetBuilder:
     data_dir=config.dir or None,
     file_format="array_record",
   )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """Without the progress bars and lines of TFDS."""
+  tfds.disable_progress_bar()
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      yield
+  finally:
+    tfds.enable_progress_bar()
 
 
 def check(config: ConfigDict) -> None:

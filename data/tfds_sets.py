@@ -181,7 +181,7 @@ def open_builder(
   return loaded
 
 
-def first(features: Mapping[str, Any], kind: type, usual: str) -> str | None:
+def first(features: tfds.features.FeaturesDict, kind: type, usual: str) -> str | None:
   """The key of the first feature of this kind, the usual one if it is there."""
   keys = [key for key, feature in features.items() if isinstance(feature, kind)]
   return usual if usual in keys else next(iter(keys), None)

@@ -65,17 +65,21 @@ class Denoiser(nn.Module):
 def make(config: ConfigDict, spec: Spec) -> Family:
   """The family of `config.diffusion`, `config.noise` and `config.model`.
 
-  loss = mean over pixels of (output - target)^2, L_simple of Ho et al. 2020,
-  eq. 14, for the chosen prediction.
+  loss = mean over pixels of (estimate - target)^2 in the space `diffusion.loss`,
+  whatever the network predicts: eps gives L_simple of Ho et al. 2020, eq. 14, for
+  an eps-prediction; x-prediction with velocity loss is Li & He 2025
+  (arXiv:2511.13720), table 1.
 
   Raises:
     UserError: unknown prediction, sampler, schedule or network, or numbers of
       sampling steps or frames below 1.
   """
   schedule = noise.make(config.noise)
-  prediction, settings = config.diffusion.prediction, config.sample
-  if prediction not in PREDICTIONS:
-    raise unknown("diffusion.prediction", prediction, PREDICTIONS)
+  prediction, space = config.diffusion.prediction, config.diffusion.loss
+  for field in ("prediction", "loss"):
+    if config.diffusion[field] not in PREDICTIONS:
+      raise unknown(f"diffusion.{field}", config.diffusion[field], PREDICTIONS)
+  settings = config.sample
   if settings.sampler not in sampler.ETA:
     raise unknown("sample.sampler", settings.sampler, sampler.ETA)
   if min(settings.steps, settings.frames) < 1:
@@ -108,8 +112,11 @@ def make(config: ConfigDict, spec: Spec) -> Family:
       ids if training else None,
       rngs={"dropout": rng},
     )
-    wanted = noise.target(x, eps, logsnr, schedule.scaling, prediction)
-    return jnp.mean((output - wanted) ** 2, axis=tuple(range(1, x.ndim))), {}
+    estimate = noise.to_x_eps(output, x_t, logsnr, schedule.scaling, prediction)
+    off = noise.target(*estimate, logsnr, schedule.scaling, space) - noise.target(
+      x, eps, logsnr, schedule.scaling, space
+    )
+    return jnp.mean(off**2, axis=tuple(range(1, x.ndim))), {}
 
   def scaled(
     x_t: Float[Array, "b h w c"], logsnr: Float[Array, " b"]

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from nets.layers import Dense
+
 
 def attend(
   q: Float[Array, "b l h d"],
@@ -17,14 +19,18 @@ def attend(
 
   Vaswani et al. 2017 (arXiv:1706.03762), eq. 1. Keys with a False mask get
   exactly no weight, unless all of an example's are False: then all weigh the same.
+
+  The sum divides the output, not the weights, which are l / d times as many.
   """
-  logits = jnp.einsum(
-    "blhd,bmhd->bhlm", q, k, preferred_element_type=jnp.float32
-  ) / jnp.sqrt(q.shape[-1])
+  q, k, v = (a.transpose(0, 2, 1, 3) for a in (q * q.shape[-1] ** -0.5, k, v))
+  logits = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32)
   if mask is not None:
     logits = jnp.where(mask[:, None, None], logits, -1e30)
-  weights = jax.nn.softmax(logits).astype(v.dtype)
-  return jnp.einsum("bhlm,bmhd->blhd", weights, v)
+  top = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+  weights = jnp.exp(logits - top)
+  total = weights.sum(axis=-1, keepdims=True)
+  y = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+  return (y / total).astype(v.dtype).transpose(0, 2, 1, 3)
 
 
 class SelfAttention(nn.Module):
@@ -39,10 +45,10 @@ class SelfAttention(nn.Module):
     self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None = None
   ) -> Float[Array, "b l d"]:
     b, length, dim = x.shape
-    qkv = nn.Dense(3 * dim, dtype=self.dtype, name="qkv")(x)
+    qkv = Dense(3 * dim, dtype=self.dtype, name="qkv")(x)
     q, k, v = jnp.moveaxis(qkv.reshape(b, length, 3, self.heads, -1), 2, 0)
     y = attend(q, k, v, mask).reshape(b, length, dim)
-    return nn.Dense(dim, dtype=self.dtype, kernel_init=self.out_init, name="out")(y)
+    return Dense(dim, dtype=self.dtype, kernel_init=self.out_init, name="out")(y)
 
 
 class CrossAttention(nn.Module):
@@ -66,11 +72,11 @@ class CrossAttention(nn.Module):
   ) -> Float[Array, "b l d"]:
     b, length, dim = x.shape
     head_dim = dim // self.heads
-    q = nn.Dense(dim, dtype=self.dtype, name="q")(x).reshape(
+    q = Dense(dim, dtype=self.dtype, name="q")(x).reshape(
       b, length, self.heads, head_dim
     )
     text = nn.LayerNorm(dtype=jnp.float32, name="norm")(text)
-    kv = nn.Dense(2 * dim, dtype=self.dtype, name="kv")(text)
+    kv = Dense(2 * dim, dtype=self.dtype, name="kv")(text)
     kv = kv.reshape(b, -1, 2, self.heads, head_dim)
     null = self.param(
       "null", nn.initializers.normal(0.02), (2, self.heads, head_dim)
@@ -80,4 +86,4 @@ class CrossAttention(nn.Module):
       mask = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
     y = attend(q, kv[:, :, 0], kv[:, :, 1], mask).reshape(b, length, dim)
     zeros = nn.initializers.zeros
-    return nn.Dense(dim, dtype=self.dtype, kernel_init=zeros, name="out")(y)
+    return Dense(dim, dtype=self.dtype, kernel_init=zeros, name="out")(y)

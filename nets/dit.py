@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Integer
 
 from core.errors import UserError
 from nets.embeddings import NoiseEmbedding, positions_2d
+from nets.layers import Dense
 from nets.transformer import Blocks
 from text.cond import Cond
 
@@ -83,13 +84,13 @@ class DiT(nn.Module):
       )
     _, h, w, _ = x.shape
     p, dense = self.patch, nn.initializers.xavier_uniform()
-    y = nn.Dense(self.dim, dtype=self.dtype, kernel_init=dense, name="patches")(
+    y = Dense(self.dim, dtype=self.dtype, kernel_init=dense, name="patches")(
       patchify(x, p)
     )
     y = y + jnp.asarray(positions_2d(h // p, w // p, self.dim), self.dtype)
     vec = NoiseEmbedding(self.dim, dtype=self.dtype, name="noise")(logsnr)
     if cond.pooled is not None:
-      vec = vec + nn.Dense(self.dim, dtype=self.dtype, name="pooled")(cond.pooled)
+      vec = vec + Dense(self.dim, dtype=self.dtype, name="pooled")(cond.pooled)
     y = Blocks(
       self.depth,
       self.heads,
@@ -102,9 +103,9 @@ class DiT(nn.Module):
     )(y, vec=vec, text=cond.seq, text_mask=cond.mask, ids=ids)
 
     zeros = nn.initializers.zeros
-    mod = nn.Dense(2 * self.dim, kernel_init=zeros, name="modulation")(jax.nn.silu(vec))
+    mod = Dense(2 * self.dim, kernel_init=zeros, name="modulation")(jax.nn.silu(vec))
     shift, scale = jnp.split(mod[:, None], 2, axis=-1)
     y = nn.LayerNorm(use_bias=False, use_scale=False, dtype=jnp.float32)(y)
     y = y * (1 + scale) + shift
-    y = nn.Dense(p * p * self.out_channels, kernel_init=zeros, name="out")(y)
+    y = Dense(p * p * self.out_channels, kernel_init=zeros, name="out")(y)
     return unpatchify(y, h, w, p)

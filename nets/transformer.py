@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Integer
 
 from nets.attention import CrossAttention, SelfAttention
-from nets.layers import Dropout
+from nets.layers import Dense, Dropout
 
 
 class Block(nn.Module):
@@ -39,7 +39,7 @@ class Block(nn.Module):
     dim, plain = x.shape[-1], vec is None
     if not plain:
       zeros = nn.initializers.zeros
-      mod = nn.Dense(6 * dim, dtype=self.dtype, kernel_init=zeros, name="modulation")
+      mod = Dense(6 * dim, dtype=self.dtype, kernel_init=zeros, name="modulation")
       mod = jnp.split(mod(jax.nn.silu(vec))[:, None], 6, axis=-1)
 
     def norm(x: Float[Array, "b l d"], i: int) -> Float[Array, "b l d"]:
@@ -58,8 +58,8 @@ class Block(nn.Module):
     if text is not None:
       y = nn.LayerNorm(dtype=jnp.float32, name="norm_text")(x).astype(self.dtype)
       x = x + CrossAttention(self.heads, self.dtype, name="text")(y, text, text_mask)
-    y = nn.Dense(self.mlp_ratio * dim, dtype=self.dtype, name="mlp_in")(norm(x, 1))
-    y = nn.Dense(dim, dtype=self.dtype, name="mlp_out")(jax.nn.gelu(y))
+    y = Dense(self.mlp_ratio * dim, dtype=self.dtype, name="mlp_in")(norm(x, 1))
+    y = Dense(dim, dtype=self.dtype, name="mlp_out")(jax.nn.gelu(y))
     return x + gate(y, 1)
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Integer
 from core.errors import UserError
 from nets.attention import CrossAttention, SelfAttention
 from nets.embeddings import NoiseEmbedding
-from nets.layers import Dropout, GroupNorm
+from nets.layers import Dense, Dropout, GroupNorm
 from text.cond import Cond
 
 
@@ -54,12 +54,12 @@ class ResBlock(nn.Module):
     zeros = nn.initializers.zeros
     y = jax.nn.silu(GroupNorm(name="norm_0")(x))
     y = Conv(self.features, dtype=self.dtype, name="conv_0")(y)
-    mod = nn.Dense(2 * self.features, dtype=self.dtype, name="modulation")
+    mod = Dense(2 * self.features, dtype=self.dtype, name="modulation")
     y = jax.nn.silu(GroupNorm(name="norm_1")(y, mod(jax.nn.silu(vec))))
     y = Dropout(self.dropout)(y, ids)
     y = Conv(self.features, dtype=self.dtype, kernel_init=zeros, name="conv_1")(y)
     if x.shape[-1] != self.features:
-      x = nn.Dense(self.features, dtype=self.dtype, name="shortcut")(x)
+      x = Dense(self.features, dtype=self.dtype, name="shortcut")(x)
     return x + y
 
 
@@ -130,7 +130,7 @@ class UNet(nn.Module):
       logsnr
     )
     if cond.pooled is not None:
-      dense = nn.Dense(4 * self.widths[0], dtype=self.dtype, name="pooled")
+      dense = Dense(4 * self.widths[0], dtype=self.dtype, name="pooled")
       vec = vec + dense(cond.pooled)
 
     def block(x: Array, features: int, name: str) -> Array:

@@ -56,7 +56,9 @@ def test_schedule_is_its_closed_form(name):
     np.testing.assert_allclose(ours, theirs, rtol=3e-5, atol=5e-5)
 
 
-@pytest.mark.parametrize("start, end, tau", [(-3, 3, 0.9), (-3, 3, 1.1), (0, 3, 0.3)])
+@pytest.mark.parametrize(
+  ("start", "end", "tau"), [(-3.0, 3.0, 0.9), (-3.0, 3.0, 1.1), (0.0, 3.0, 0.3)]
+)
 def test_sigmoid_schedule_with_other_parameters(start, end, tau):
   schedule = noise.sigmoid(start, end, tau)
   assert np.isfinite(schedule.logsnr(jnp.array([0.0, 1.0]))).all()
@@ -109,7 +111,9 @@ def test_edm_trains_on_lognormal_noise():
   log_sigma = np.log(levels(schedule, schedule.density(jnp.asarray(u)))[1])
   quantiles = [-1.2 + 1.2 * NormalDist().inv_cdf(p) for p in u[::500]]
   np.testing.assert_allclose(log_sigma[::500], quantiles, atol=2e-3)
-  np.testing.assert_allclose([log_sigma.mean(), log_sigma.std()], [-1.2, 1.2], rtol=2e-3)
+  np.testing.assert_allclose(
+    [log_sigma.mean(), log_sigma.std()], [-1.2, 1.2], rtol=2e-3
+  )
 
 
 def test_edm_density_stays_within_the_sampling_times():
@@ -117,7 +121,7 @@ def test_edm_density_stays_within_the_sampling_times():
   np.testing.assert_array_equal(ends, [0.0, 1.0])
 
 
-@pytest.mark.parametrize("mean, std", [(0.0, 1.0), (-0.5, 1.4)])
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-0.5, 1.4)])
 def test_logit_normal_has_the_density_of_its_paper(mean, std):
   u, h = np.linspace(0.02, 0.98, 25), 1e-3
   low, t, high = (
@@ -277,7 +281,7 @@ def test_make_reads_the_config():
 
 
 @pytest.mark.parametrize(
-  "fields, sentence",
+  ("fields", "sentence"),
   [
     ({"schedule": "cosin"}, r"noise.schedule='cosin'.*did you mean 'cosine'"),
     ({"density": "logitnormal"}, r"noise.density=.*did you mean 'logit_normal'"),

@@ -25,7 +25,8 @@ def get_config(variant: str = "") -> ConfigDict:
   c.noise.density = "own"  # of t in training: the schedule's own, uniform, logit_normal
   c.noise.shift = 1.0  # above 1 is noisier, for larger images
   c.diffusion = ConfigDict()
-  c.diffusion.prediction = "eps"  # x, eps, v or velocity
+  c.diffusion.prediction = "eps"  # what the network outputs: x, eps, v or velocity
+  c.diffusion.loss = "eps"  # the space of the squared error, likewise
 
   c.data.name = "cifar10"
   c.data.flip = True

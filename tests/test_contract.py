@@ -1,0 +1,106 @@
+"""Every config keeps the contract of core/family.py at its :tiny size."""
+
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from core import parallel
+from core.checkpoint import Checkpoints
+from core.family import Family, Spec
+from core.family import make as make_family
+from core.train import train
+from core.workdir import open_workdir
+from pipelines import build
+from tests.runs import CONFIGS, largest_difference, load_config, random_batch
+
+SEED = jax.random.key(0)
+
+
+@functools.cache
+def prepared(file: str) -> tuple[ConfigDict, Family, parallel.Parallel]:
+  """A config's parts; the compiled programs are shared by the tests below."""
+  config = load_config(file)
+  config.parallel.backend = "jit"
+  config.optim.schedule = "constant"  # its values must not depend on train.steps
+  size, channels = config.data.size, config.data.channels
+  family = make_family(config, Spec((size, size, channels)))
+  return config, family, parallel.make(config.parallel)
+
+
+@functools.cache
+def compiled(file: str) -> parallel.Step:
+  config, family, run = prepared(file)
+  state = run.init(family.init, SEED, random_batch(config))
+  return run.compile_step(family.step, state, random_batch(config))
+
+
+@pytest.fixture(params=CONFIGS)
+def file(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+  """Each config; its training step is compiled once for all tests."""
+  step = compiled(request.param)
+  monkeypatch.setattr(parallel.Parallel, "compile_step", lambda self, *args: step)
+  return request.param
+
+
+def stream(config: ConfigDict, start: int):
+  while True:
+    yield random_batch(config, start)
+    start += 1
+
+
+def test_every_config_has_a_full_size(subtests: pytest.Subtests) -> None:
+  for name in CONFIGS:
+    with subtests.test(name):
+      config = load_config(name, "")
+      family = make_family(config, Spec((config.data.size,) * 2 + (config.data.channels,)))
+      shapes = jax.eval_shape(family.init, SEED, build.example_batch(config))
+      assert jax.tree.leaves(shapes.params)
+
+
+def test_steps_are_finite_and_change_parameters(file: str) -> None:
+  config, family, run = prepared(file)
+  state = run.init(family.init, SEED, random_batch(config))
+  before = jax.device_get(state)
+  for step in range(2):
+    state, metrics = compiled(file)(state, random_batch(config, step), SEED)
+    assert all(np.isfinite(v) for v in jax.device_get(metrics).values())
+  after = jax.device_get(state)
+  assert after.step == 2
+  assert largest_difference(before.params, after.params) > 0
+  assert largest_difference(before.ema, after.ema) > 0
+
+
+def test_samples_and_evals(file: str) -> None:
+  config, family, run = prepared(file)
+  batch = random_batch(config)
+  state = run.init(family.init, SEED, batch)
+  n, shape = config.data.batch_size, batch["x"].shape[1:]
+  samples = run.run(lambda *a: family.sample(*a, n))(state, SEED, batch["cond"])
+  assert samples.images.shape == (n, *shape)
+  assert samples.frames.shape[1:] == (n, *shape)
+  assert np.isfinite(samples.images).all()
+  assert np.abs(samples.images).max() <= 1
+  for evaluate in family.evals.values():
+    values = run.run(evaluate)(state, batch, SEED)
+    assert values.shape == (n,)
+    assert np.isfinite(values).all()
+
+
+def test_resume_is_exact(file: str, tmp_path: Path) -> None:
+  """4 steps equal 2, a restart and 2 more, bit for bit."""
+  config, family, run = prepared(file)
+  config = ConfigDict(config.to_dict())
+  config.train.steps, config.train.checkpoint_every = 4, 4
+  batches = functools.partial(stream, config)
+  whole = train(config, family, run, batches, open_workdir(f"{tmp_path}/a", config))
+  config.train.steps = 2
+  train(config, family, run, batches, open_workdir(f"{tmp_path}/b", config))
+  config.train.steps = 4
+  workdir = open_workdir(f"{tmp_path}/b", config)
+  again = train(config, family, run, batches, workdir)
+  assert largest_difference(jax.device_get(whole), jax.device_get(again)) == 0
+  assert Checkpoints(workdir).latest() == 4

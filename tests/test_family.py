@@ -1,0 +1,300 @@
+"""One training step of `from_loss` and `core.optim`, against numpy written again."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from core import family, optim
+from core.errors import UserError
+
+KEY = jax.random.key(1)
+
+
+def make_config(**fields):
+  config = base.get_config()
+  config.data.batch_size = 8
+  config.train.steps = 20
+  config.optim.update(
+    {"warmup_steps": 0, "ema": "constant", "ema_decay": 0.9, **fields}
+  )
+  return config
+
+
+def make_family(config):
+  """Linear regression with a noise of its own on each example's input."""
+
+  def init(rng, batch):
+    return {"w": jnp.full((3, 2), 0.5), "b": jnp.array([0.2, -0.1])}
+
+  def loss(params, batch, rng):
+    keys = family.example_keys(rng, batch["_id"])
+    noise = jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys)
+    output = (batch["x"] + 0.1 * noise) @ params["w"] + params["b"]
+    off = jnp.mean((output - batch["y"]) ** 2, 1)
+    return off, {"bias": jnp.broadcast_to(params["b"][0], off.shape)}
+
+  return family.from_loss(config, init=init, loss=loss, sample=None, evals={})
+
+
+def make_batch(rows=8, seed=0):
+  rng = np.random.default_rng(seed)
+  return {
+    "x": jnp.asarray(rng.normal(size=(rows, 3)), jnp.float32),
+    "y": jnp.asarray(rng.normal(size=(rows, 2)), jnp.float32),
+    "_id": jnp.arange(rows, dtype=jnp.uint32),
+    "_mask": jnp.ones(rows, bool),
+  }
+
+
+def run(batches, **fields):
+  """The states after each batch, the initial one first, and the metrics."""
+  made = make_family(make_config(**fields))
+  states, metrics, step = [made.init(KEY, batches[0])], [], jax.jit(made.step)
+  for batch in batches:
+    state, logged = step(states[-1], batch, KEY)
+    states.append(state)
+    metrics.append(logged)
+  return states, metrics
+
+
+def assert_close(one, two, **tolerance):
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), one, two)
+
+
+def assert_same(one, two):
+  jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def change(tree, before):
+  return jax.tree.map(jnp.subtract, tree, before)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_microbatches_do_not_change_the_step(parts):
+  # The last rows are padding, so the parts hold different numbers of examples.
+  batch = make_batch()
+  batch["_mask"] = batch["_mask"].at[-3:].set(False)
+  (_, whole), (logged,) = run([batch])
+  (_, cut), (logged_cut,) = run([batch], microbatches=parts)
+  assert_close(cut.params, whole.params, rtol=1e-6)
+  assert_close(cut.ema, whole.ema, rtol=1e-6)
+  assert_close(logged_cut, logged, rtol=1e-5)
+
+
+def test_padding_does_not_count():
+  batch = make_batch()
+  padded = dict(batch, _mask=jnp.arange(8) < 5, x=batch["x"].at[5:].mul(100))
+  (_, with_padding), (logged_padded,) = run([padded])
+  (_, without), (logged,) = run([jax.tree.map(lambda a: a[:5], batch)])
+  assert_close(with_padding.params, without.params, rtol=1e-6)
+  assert_close(logged_padded, logged, rtol=1e-5)
+
+
+def test_metrics_are_means_over_examples():
+  batch = make_batch()
+  (start, _), (logged,) = run([batch], learning_rate=0.25)
+  noise = jnp.stack(
+    [jax.random.normal(jax.random.fold_in(KEY, i), (3,)) for i in range(8)]
+  )
+  params = jax.device_get(start.params["generator"])
+  output = np.asarray(batch["x"] + 0.1 * noise) @ params["w"] + params["b"]
+  want = np.mean((output - batch["y"]) ** 2)
+  np.testing.assert_allclose(logged["loss"], want, rtol=1e-5)
+  np.testing.assert_allclose(logged["bias"], params["b"][0], rtol=1e-6)
+  assert logged["learning_rate"] == 0.25
+  assert logged["skipped"] == logged["skipped_in_a_row"] == 0
+
+
+def test_ema_follows_its_formula():
+  decays = (0.9, 0.1, 2 / 11)  # constant; the first two steps of a warm-up
+  (start, *_), _ = run([make_batch()])
+  assert_same(start.ema, start.params)
+  for kind, first, second in [("constant", 0.9, 0.9), ("warmup", *decays[1:])]:
+    states, _ = run([make_batch(), make_batch(seed=1)], ema=kind, learning_rate=0.3)
+    want = states[0].params
+    for state, d in zip(states[1:], (first, second), strict=True):
+      want = jax.tree.map(lambda e, p, d=d: d * e + (1 - d) * p, want, state.params)
+      assert_close(state.ema, want, rtol=1e-6)
+
+
+def poisoned(seed=0):
+  batch = make_batch(seed=seed)
+  return dict(batch, x=batch["x"].at[2, 1].set(jnp.nan))
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_step_that_is_not_finite_changes_nothing(parts):
+  good = make_batch()
+  batches = [good, poisoned(), poisoned(), good]
+  (_, first, second, third, fourth), metrics = run(batches, microbatches=parts)
+  for state in (second, third):
+    assert_same(state.params, first.params)
+    assert_same(state.opt, first.opt)
+    assert_same(state.ema, first.ema)
+  assert [int(s.step) for s in (first, second, third, fourth)] == [1, 2, 3, 4]
+  counts = [s.extra["skipped"].tolist() for s in (first, second, third, fourth)]
+  assert counts == [[0, 0], [1, 1], [2, 2], [2, 0]]
+  assert [int(m["skipped"]) for m in metrics] == [0, 1, 2, 2]
+  assert [int(m["skipped_in_a_row"]) for m in metrics] == [0, 1, 2, 0]
+  assert any(
+    jax.tree.leaves(jax.tree.map(jnp.any, change(fourth.params, first.params)))
+  )
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is():
+  # The slope of sqrt at 0 is infinite.
+  made = family.from_loss(
+    make_config(),
+    init=lambda rng, batch: {"w": jnp.zeros(2)},
+    loss=lambda params, batch, rng: (jnp.sqrt(params["w"]), {}),
+    sample=None,
+    evals={},
+  )
+  batch = {"_mask": jnp.ones(2, bool)}
+  before = made.init(KEY, batch)
+  after, metrics = jax.jit(made.step)(before, batch, KEY)
+  assert metrics["loss"] == 0
+  assert not np.isfinite(metrics["grad_norm"])
+  assert_same(after.params, before.params)
+  assert after.extra["skipped"].tolist() == [1, 1]
+
+
+def adamw(params, grads, *, learning_rates, clip, decay, b1=0.9, b2=0.999, eps=1e-8):
+  """Loshchilov & Hutter 2019, algorithm 2, after clipping by the global norm."""
+  params = {k: np.array(v, np.float64) for k, v in params.items()}
+  m = {k: np.zeros_like(v) for k, v in params.items()}
+  v = {k: np.zeros_like(v) for k, v in params.items()}
+  for t, (grad, lr) in enumerate(zip(grads, learning_rates, strict=True), 1):
+    norm = np.sqrt(sum((g**2).sum() for g in grad.values()))
+    for k, g in grad.items():
+      g = g * min(1, clip / norm)
+      m[k] = b1 * m[k] + (1 - b1) * g
+      v[k] = b2 * v[k] + (1 - b2) * g**2
+      direction = m[k] / (1 - b1**t) / (np.sqrt(v[k] / (1 - b2**t)) + eps)
+      wanted = decay if params[k].ndim > 1 else 0  # matrices only
+      params[k] = params[k] - lr * (direction + wanted * params[k])
+  return params
+
+
+def test_updates_are_adamw_on_clipped_gradients():
+  config = make_config(
+    learning_rate=0.1,
+    grad_clip=0.5,
+    weight_decay=0.2,
+    schedule="cosine",
+    warmup_steps=2,
+  ).optim
+  rng = np.random.default_rng(0)
+  params = {"w": rng.normal(size=(3, 2)), "b": rng.normal(size=2)}
+  # The first gradients are shorter than the clip, the others longer.
+  grads = [
+    {k: size * rng.normal(size=p.shape) for k, p in params.items()}
+    for size in (0.01, 0.02, 3.0, 0.4, 5.0)
+  ]
+  schedule = optim.learning_rate(config, 20)
+  want = adamw(
+    params, grads, learning_rates=[schedule(i) for i in range(5)], clip=0.5, decay=0.2
+  )
+  tx = optim.make(config, 20)
+  got = jax.tree.map(jnp.asarray, params)
+  state = tx.init(got)
+  for grad in grads:
+    updates, state = tx.update(jax.tree.map(jnp.asarray, grad), state, got)
+    got = jax.tree.map(jnp.add, got, updates)
+  assert_close(got, want, rtol=2e-5)
+
+
+@pytest.mark.parametrize("clip", [0.5, 0.0])
+def test_gradients_are_clipped_by_global_norm(clip):
+  # Adam forgets the scale of its first gradient, but for its moments.
+  tx = optim.make(make_config(grad_clip=clip).optim, 20)
+  grads = {"w": jnp.full((2, 2), 3.0), "b": jnp.full(4, 4.0)}  # norm 10
+  _, state = tx.update(grads, tx.init(grads), grads)
+  moments = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim and leaf.max() > 0.01]
+  firsts = sorted(float(leaf.max()) for leaf in moments)[-2:]
+  scale = clip / 10 if clip else 1
+  np.testing.assert_allclose(firsts, [0.1 * 3 * scale, 0.1 * 4 * scale], rtol=1e-5)
+
+
+STEPS, WARMUP, PEAK = 50, 10, 0.3
+
+
+def progress(step):
+  return (step - WARMUP) / (STEPS - WARMUP)
+
+
+@pytest.mark.parametrize(
+  ("name", "formula"),
+  [
+    ("constant", lambda step: PEAK),
+    ("cosine", lambda step: PEAK * (1 + np.cos(np.pi * progress(step))) / 2),
+    ("linear", lambda step: PEAK * (1 - progress(step))),
+    ("rsqrt", lambda step: PEAK * np.sqrt(WARMUP / step)),
+  ],
+)
+def test_learning_rate_follows_its_formula(name, formula):
+  config = make_config(learning_rate=PEAK, schedule=name, warmup_steps=WARMUP).optim
+  rate = optim.learning_rate(config, STEPS)
+  after = np.arange(WARMUP, STEPS + 1)
+  np.testing.assert_allclose(
+    [rate(step) for step in after], [formula(step) for step in after], atol=1e-7
+  )
+  ramp = np.array([rate(step) for step in range(WARMUP + 1)])
+  np.testing.assert_allclose(ramp[[0, -1]], [PEAK / WARMUP, PEAK], rtol=1e-6)
+  np.testing.assert_allclose(np.diff(ramp), np.diff(ramp)[0], rtol=1e-5)  # a line
+
+
+def test_learning_rate_without_warm_up_starts_at_its_peak():
+  config = make_config(learning_rate=PEAK, schedule="cosine").optim
+  rate = optim.learning_rate(config, STEPS)
+  np.testing.assert_allclose(
+    [rate(0), rate(STEPS // 2), rate(STEPS)], [PEAK, PEAK / 2, 0]
+  )
+
+
+def test_ema_forgets_half_in_a_half_life():
+  config = make_config(ema="halflife", ema_halflife=640.0).optim
+  decay = optim.ema_decay(config, 32)
+  # Ramp-up ends when 5% of the images seen are a half-life: 12,800, 400 steps.
+  per_step = [decay(jnp.asarray(step)) for step in range(400, 420)]
+  np.testing.assert_allclose(np.prod(per_step), 0.5, rtol=1e-5)
+  # Before, the half-life is 5% of what was seen.
+  for step in (1, 10, 200):
+    want = 0.5 ** (32 / (0.05 * 32 * step))
+    np.testing.assert_allclose(decay(jnp.asarray(step)), want, rtol=1e-5)
+  assert decay(jnp.asarray(0)) < 1e-5
+
+
+def test_ema_warm_up_is_capped():
+  decay = optim.ema_decay(make_config(ema="warmup", ema_decay=0.99).optim, 32)
+  got = [float(decay(jnp.asarray(step))) for step in (0, 90, 10_000)]
+  np.testing.assert_allclose(got, [0.1, 0.91, 0.99], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("call", "fields", "sentence"),
+  [
+    (optim.learning_rate, {"schedule": "cosin"}, "did you mean 'cosine'"),
+    (optim.learning_rate, {"schedule": "rsqrt"}, "needs optim.warmup_steps"),
+    (optim.ema_decay, {"ema": "half-life"}, "did you mean 'halflife'"),
+    (
+      optim.ema_decay,
+      {"ema": "halflife", "ema_halflife": 0.0},
+      "needs optim.ema_halfl",
+    ),
+  ],
+)
+def test_refusals(call, fields, sentence):
+  with pytest.raises(UserError, match=sentence):
+    call(make_config(**fields).optim, 8)
+
+
+def test_keys_depend_on_the_example_alone():
+  ids = jnp.array([3, 7, 11], jnp.uint32)
+  keys = family.example_keys(KEY, ids)
+  for key, i in zip(keys, ids, strict=True):
+    assert key == jax.random.fold_in(KEY, i)
+  assert (family.example_keys(keys, ids) == keys).all()
+  assert (family.sample_keys(KEY, 4) == family.sample_keys(KEY, 8)[:4]).all()

@@ -1,0 +1,99 @@
+"""Arrays to pictures, pixel by pixel."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from core.errors import UserError
+from pipelines import pictures
+
+GAP, GREY = 2, (211, 211, 211)  # CSS lightgrey
+
+
+def flat(*values, channels=3, side=2):
+  """One picture of one value each, [n, side, side, channels] in [-1, 1]."""
+  shape = (len(values), side, side, channels)
+  values = np.asarray(values, np.float32) / 127.5 - 1
+  return np.broadcast_to(values.reshape(-1, 1, 1, 1), shape).copy()
+
+
+def test_every_byte_survives():
+  values = np.arange(256)
+  back = pictures.to_uint8((values / 127.5 - 1).astype(np.float32))
+  assert back.dtype == np.uint8
+  np.testing.assert_array_equal(back, values)
+
+
+def test_values_are_rounded_and_clipped():
+  values = np.array([-7.0, -1.0, 1.0, 3.0, 0.0, 0.4 / 127.5, -0.6 / 127.5], np.float32)
+  np.testing.assert_array_equal(
+    pictures.to_uint8(values), [0, 0, 255, 255, 128, 128, 127]
+  )
+  # To the nearest: never further than half a step.
+  x = np.linspace(-1, 1, 10_001)
+  off = np.abs(pictures.to_uint8(x) - (x + 1) * 127.5)
+  assert off.max() <= 0.5 + 1e-9
+
+
+def test_a_grid_is_filled_row_by_row():
+  sheet = np.asarray(pictures.grid(flat(10, 20, 30, 40, 50), columns=2, side=4))
+  want = np.full((3 * (4 + GAP) + GAP, 2 * (4 + GAP) + GAP, 3), GREY, np.uint8)
+  for i, value in enumerate((10, 20, 30, 40, 50)):
+    top, left = (GAP + k * (4 + GAP) for k in divmod(i, 2))
+    want[top : top + 4, left : left + 4] = value
+  np.testing.assert_array_equal(sheet, want)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tiles_are_enlarged_by_a_whole_factor(channels):
+  image = np.random.default_rng(0).uniform(-1, 1, (1, 3, 3, channels))
+  sheet = np.asarray(pictures.grid(image, columns=1, side=8))
+  tile = pictures.to_uint8(image[0]).repeat(3, 0).repeat(3, 1)  # 9 is the next above 8
+  np.testing.assert_array_equal(
+    sheet[GAP:-GAP, GAP:-GAP], np.broadcast_to(tile, (9, 9, 3))
+  )
+
+
+def test_a_film_runs_from_left_to_right_a_row_each():
+  frames = np.stack([flat(10, 60), flat(20, 70), flat(30, 80)])  # [k=3, n=2, ...]
+  sheet = np.asarray(pictures.film(frames, side=2))
+  centres = sheet[GAP :: 2 + GAP, GAP :: 2 + GAP, 0]
+  np.testing.assert_array_equal(centres[:2, :3], [[10, 20, 30], [60, 70, 80]])
+
+
+def test_a_gif_has_every_frame_and_dwells_on_the_last(tmp_path):
+  file = tmp_path / "new" / "forming.gif"
+  stages = [pictures.grid(flat(v), 1) for v in (0, 60, 120, 180)]
+  pictures.save_gif(stages, file)
+  with Image.open(file) as gif:
+    assert gif.n_frames == 4
+    assert gif.info["loop"] == 0
+    seen = []
+    for i, value in enumerate((0, 60, 120, 180)):
+      gif.seek(i)
+      seen.append(gif.info["duration"])
+      assert gif.convert("RGB").getpixel((8, 8)) == (value,) * 3
+  assert seen == [250, 250, 250, 2000]
+
+
+def test_a_gif_of_one_frame(tmp_path):
+  file = tmp_path / "one.gif"
+  pictures.save_gif([pictures.grid(flat(9), 1)], file)
+  with Image.open(file) as gif:
+    assert getattr(gif, "n_frames", 1) == 1
+
+
+def test_a_png_keeps_every_pixel(tmp_path):
+  file = tmp_path / "new" / "grid.png"
+  sheet = pictures.grid(np.random.default_rng(0).uniform(-1, 1, (3, 4, 4, 3)), 2)
+  pictures.save(sheet, file)
+  with Image.open(file) as png:
+    np.testing.assert_array_equal(np.asarray(png), np.asarray(sheet))
+
+
+def test_a_file_that_cannot_be_written_is_a_sentence(tmp_path):
+  (tmp_path / "file").touch()
+  sheet = pictures.grid(flat(0), 1)
+  for save, picture in [(pictures.save, sheet), (pictures.save_gif, [sheet])]:
+    with pytest.raises(UserError, match="cannot write to"):
+      save(picture, tmp_path / "file" / "under.png")

@@ -1,0 +1,179 @@
+"""Whole runs by the command line: train, stop, kill, go on, sample, evaluate."""
+
+import json
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from core import parallel
+from core.checkpoint import Checkpoints
+from core.train import train
+from core.workdir import open_workdir
+from pipelines import build
+from tests.runs import (
+  command,
+  environment,
+  largest_difference,
+  load_config,
+  on_folder,
+  picture_folder,
+  random_batch,
+  run,
+)
+
+QUIET = ("--config.train.sample_every=0", "--config.train.eval_every=0")
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+  folder = picture_folder(tmp_path_factory.mktemp("pictures"))
+  return (*on_folder(folder), "--config.sample.prompts=('colour 1','颜色2')")
+
+
+def final_state(workdir: Path):
+  config = load_config("configs/quickstart.py")
+  one = parallel.make(ConfigDict({"backend": "jit", "fsdp": 1}))
+  family = build.family(config)
+  return jax.device_get(build.restore(config, family, one, Checkpoints(workdir)))
+
+
+def steps_logged(workdir: Path) -> list[int]:
+  lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+  return [row["step"] for row in map(json.loads, lines) if "loss" in row]
+
+
+def test_train_sample_eval(tmp_path: Path, flags: tuple[str, ...]) -> None:
+  done = run(command(tmp_path, *flags))
+  assert done.returncode == 0, done.stderr
+  assert steps_logged(tmp_path) == [1, 2, 3, 4]
+  assert (tmp_path / "samples" / "step_0000004.png").exists()
+  assert list((tmp_path / "tensorboard").iterdir())
+
+  prompts = ("--prompt=colour 1", "--prompt=颜色 2/..", "--config.sample.per_prompt=3")
+  done = run(command(tmp_path, *flags, "--mode=sample", *prompts))
+  assert done.returncode == 0, done.stderr
+  for name in ("00_colour_1", "01_颜色_2"):
+    for ending in (".png", "_film.png", ".gif"):
+      Image.open(tmp_path / "samples" / f"{name}{ending}").load()
+  with np.load(tmp_path / "samples" / "samples.npz") as saved:
+    assert saved["images"].shape == (6, 8, 8, 3)
+    assert saved["images"].dtype == np.uint8
+    assert list(saved["prompts"]) == ["colour 1"] * 3 + ["颜色 2/.."] * 3
+    assert saved["step"] == 4
+
+  done = run(command(tmp_path, *flags, "--mode=eval"))
+  assert done.returncode == 0, done.stderr
+  scores = json.loads((tmp_path / "eval.json").read_text(encoding="utf-8"))
+  assert scores == json.loads(done.stdout.splitlines()[-1])
+  assert scores["step"] == 4
+  assert scores["num_images"] == 16
+  assert np.isfinite(scores["loss"])
+
+
+def test_sigterm_saves_and_a_later_run_goes_on(
+  tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+  long = (*flags, *QUIET, "--config.train.steps=100000")
+  process = subprocess.Popen(
+    command(tmp_path, *long),
+    env=environment(),
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  for line in process.stderr:
+    if line.startswith("step 3/"):
+      process.send_signal(signal.SIGTERM)
+      break
+  rest = process.stderr.read()
+  assert process.wait(timeout=120) == 0, rest
+  assert "stopped at step" in rest
+  stopped = Checkpoints(tmp_path).latest()
+  assert stopped >= 3
+  assert steps_logged(tmp_path) == list(range(1, stopped + 1))
+  more = (*flags, *QUIET, f"--config.train.steps={stopped + 2}")
+  done = run(command(tmp_path, *more))
+  assert done.returncode == 0, done.stderr
+  assert f"from step {stopped} to {stopped + 2}" in done.stderr
+  assert steps_logged(tmp_path) == list(range(1, stopped + 3))
+
+
+def test_many_bad_steps_stop_the_run(tmp_path: Path, monkeypatch) -> None:
+  config = load_config("configs/quickstart.py")
+  config.parallel.backend = "jit"
+  config.train.steps, config.train.max_skipped = 50, 3
+  one = parallel.make(config.parallel)
+
+  def batches(start: int):
+    for step in range(start, 50):
+      batch = random_batch(config, step)
+      if step >= 2:
+        batch["x"][0, 0, 0, 0] = np.nan
+      yield batch
+
+  workdir = open_workdir(str(tmp_path), config)
+  with pytest.raises(Exception, match=r"last 3 steps before step 5; lower"):
+    train(config, build.family(config), one, batches, workdir)
+  rows = [json.loads(s) for s in (tmp_path / "metrics.jsonl").open(encoding="utf-8")]
+  assert [row["skipped_in_a_row"] for row in rows] == [0, 0, 1, 2, 3]
+  assert rows[-1]["loss"] is None
+  assert Checkpoints(tmp_path).latest() == 4
+
+
+@pytest.mark.slow
+def test_kill_at_any_moment(tmp_path: Path, flags: tuple[str, ...]) -> None:
+  """kill -9 twenty times, half of them during a checkpoint's writing.
+
+  Each run resumes from a complete checkpoint, and the last one ends with the
+  parameters of a run that was left alone.
+  """
+  steps = 600
+  plan = (
+    *flags,
+    *QUIET,
+    f"--config.train.steps={steps}",
+    "--config.train.checkpoint_every=5",
+    "--config.optim.schedule=constant",
+  )
+  assert run(command(tmp_path / "alone", *plan)).returncode == 0
+  draw, kills, resumed = random.Random(0), 0, []
+  workdir = tmp_path / "killed"
+  while kills < 20:
+    process = subprocess.Popen(
+      command(workdir, *plan), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+      if "from step" in line:
+        resumed.append(int(line.split("from step ")[1].split()[0]))
+        break
+    if kills % 2:
+      wait_for_partial_checkpoint(workdir)
+    else:
+      time.sleep(draw.uniform(0.0, 1.0))
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
+    kills += 1
+  done = run(command(workdir, *plan))
+  assert done.returncode == 0, done.stderr
+  assert resumed == sorted(resumed)
+  assert resumed[-1] > 0
+  assert largest_difference(final_state(tmp_path / "alone"), final_state(workdir)) == 0
+  assert steps_logged(workdir) == list(range(1, steps + 1))
+
+
+def wait_for_partial_checkpoint(workdir: Path) -> None:
+  """Returns while Orbax's temporary folder is there: a write is under way."""
+  deadline = time.monotonic() + 60
+  while time.monotonic() < deadline:
+    if any("tmp" in path.name for path in (workdir / "checkpoints").glob("*")):
+      return
+  raise AssertionError("no checkpoint was written within a minute")
