@@ -1,0 +1,1 @@
+"""Plain values: every experiment is one short file over `base.py`."""

@@ -25,7 +25,9 @@ def parse(argv: list[str]) -> ConfigDict:
     rest = flags.FLAGS(argv)
     config = flags.FLAGS.config
   except (flags.Error, ValueError, TypeError) as error:
-    raise UserError(f"{str(error).rstrip('.')}; see README.md for the flags.") from error
+    raise UserError(
+      f"{str(error).rstrip('.')}; see README.md for the flags."
+    ) from error
   if len(rest) > 1:
     raise UserError(f"unexpected argument {rest[1]!r}; flags look like --mode=train.")
   return config

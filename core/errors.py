@@ -1,6 +1,5 @@
 """The one exception that means: the user must change something."""
 
-
 import difflib
 from collections.abc import Iterable
 

@@ -158,7 +158,9 @@ def from_loss(
     # Strided, so that each part takes its rows evenly from every device.
     cut = lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1)  # noqa: E731
     batches = jax.tree.map(cut, batch)
-    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda a: a[0], batches), rng)
+    shapes = jax.eval_shape(
+      gradient, params, jax.tree.map(lambda a: a[0], batches), rng
+    )
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     add = lambda acc, part: (  # noqa: E731
       jax.tree.map(jnp.add, acc, gradient(params, part, rng)),
@@ -217,9 +219,7 @@ def keep_if(good: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
   return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
 
-def count_skipped(
-  skipped: Int[Array, "2"], good: Bool[Array, ""]
-) -> Int[Array, "2"]:
+def count_skipped(skipped: Int[Array, "2"], good: Bool[Array, ""]) -> Int[Array, "2"]:
   """[skipped in all, skipped in a row] after one more step."""
   bad = 1 - good.astype(jnp.int32)
   return jnp.stack([skipped[0] + bad, (skipped[1] + 1) * bad])

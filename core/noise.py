@@ -81,7 +81,9 @@ def input_scale(logsnr: Float[Array, "..."], scaling: Scaling) -> Float[Array, "
   return jnp.ones_like(logsnr)
 
 
-def per_example(a: Float[Array, " b"], x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+def per_example(
+  a: Float[Array, " b"], x: Float[Array, "b ..."]
+) -> Float[Array, "b ..."]:
   """`a`, one number an example, shaped to broadcast over `x`."""
   return a.reshape(a.shape + (1,) * (x.ndim - a.ndim))
 
@@ -144,7 +146,9 @@ def to_x_eps(
       return (x_t - sigma * output) / alpha, output
     case "v":
       norm = alpha**2 + sigma**2
-      return (alpha * x_t - sigma * output) / norm, (sigma * x_t + alpha * output) / norm
+      return (alpha * x_t - sigma * output) / norm, (
+        sigma * x_t + alpha * output
+      ) / norm
     case "score":
       eps = -sigma * output
       return (x_t - sigma * eps) / alpha, eps
@@ -257,9 +261,7 @@ def edm(
 
 def rectified_flow() -> Schedule:
   """alpha = 1 - t, sigma = t: straight paths (Liu et al. 2022, eq. 1)."""
-  return Schedule(
-    lambda t: _bounded(2 * (jnp.log1p(-t) - jnp.log(t))), scaling="rf"
-  )
+  return Schedule(lambda t: _bounded(2 * (jnp.log1p(-t) - jnp.log(t))), scaling="rf")
 
 
 def shifted(schedule: Schedule, shift: float) -> Schedule:

@@ -180,9 +180,7 @@ class Step:
   compiled: Any
   put: Callable[[PyTree], PyTree]
 
-  def __call__(
-    self, state: PyTree, batch: PyTree, rng: Array
-  ) -> tuple[PyTree, PyTree]:
+  def __call__(self, state: PyTree, batch: PyTree, rng: Array) -> tuple[PyTree, PyTree]:
     """(state, this process's rows, key) -> (state, metrics)."""
     return self.compiled(state, self.put(batch), rng)
 

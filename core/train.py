@@ -55,8 +55,10 @@ def train(
       were not finite.
   """
   cfg, batch_size = config.train, config.data.batch_size
-  say(f"{run.backend} on {run.mesh.size} x {jax.devices()[0].device_kind},"
-      f" {jax.process_count()} process(es)")  # fmt: skip
+  say(
+    f"{run.backend} on {run.mesh.size} x {jax.devices()[0].device_kind},"
+    f" {jax.process_count()} process(es)"
+  )
   run.check_batch(batch_size, config.optim.microbatches)
   checkpoints = Checkpoints(workdir, cfg.keep, cfg.keep_every)
   start = checkpoints.latest() or 0
@@ -67,7 +69,11 @@ def train(
     seed = jax.random.key(config.seed)
     state = initial_state(run, family, checkpoints, seed, first)
     step_fn = run.compile_step(family.step, state, first)
-    say(f"{count_params(state.params):,} parameters, {step_fn.memory() / 2**20:,.0f} MiB a device; from step {start} to {cfg.steps}")  # fmt: skip
+    size, memory = count_params(state.params), step_fn.memory() / 2**20
+    say(
+      f"{size:,} parameters, {memory:,.0f} MiB a device; from step {start} to"
+      f" {cfg.steps}"
+    )
     log = Log(workdir, start, cfg.steps)
     with stop_requested() as stopping:
       step, batch = start, first

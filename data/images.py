@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from core.errors import UserError
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 
 
 class Unreadable(Exception):

@@ -57,7 +57,7 @@ _SAME = {
 
 def text(name: str) -> str:
   """':red_heart:' -> 'red heart'."""
-  return name.strip(":").replace("_", " ")
+  return name.strip(":").replace("_", " ").strip()
 
 
 def concept(english: str) -> str:

@@ -1,0 +1,1 @@
+"""Flax Linen modules: U-Net, DiT, transformer and their parts."""

@@ -38,7 +38,9 @@ def random_batch(config: ConfigDict, step: int = 0) -> Batch:
   draw = np.random.default_rng(step)
   return {
     "x": draw.uniform(-1, 1, shape).astype(np.float32),
-    "cond": build.conditions(config, ["red heart", "红心"] * (n // 2), [0, 1] * (n // 2)),
+    "cond": build.conditions(
+      config, ["red heart", "红心"] * (n // 2), [0, 1] * (n // 2)
+    ),
     "_id": np.arange(step * n, (step + 1) * n, dtype=np.uint32),
     "_mask": np.ones(n, bool),
   }
@@ -57,7 +59,9 @@ def picture_folder(folder: Path, count: int = 24, size: int = 8) -> Path:
   return folder
 
 
-def command(workdir: Path | str, *flags: str, config: str = "configs/quickstart.py:tiny"):
+def command(
+  workdir: Path | str, *flags: str, config: str = "configs/quickstart.py:tiny"
+):
   """The command line of main.py."""
   return [
     sys.executable,

@@ -56,7 +56,9 @@ def test_every_config_has_a_full_size(subtests: pytest.Subtests) -> None:
   for name in CONFIGS:
     with subtests.test(name):
       config = load_config(name, "")
-      family = make_family(config, Spec((config.data.size,) * 2 + (config.data.channels,)))
+      family = make_family(
+        config, Spec((config.data.size,) * 2 + (config.data.channels,))
+      )
       shapes = jax.eval_shape(family.init, SEED, build.example_batch(config))
       assert jax.tree.leaves(shapes.params)
 

@@ -12,6 +12,10 @@ from core.errors import UserError
 KEY = jax.random.key(1)
 
 
+def no_samples(params, rng, cond, n):
+  raise NotImplementedError
+
+
 def make_config(**fields):
   config = base.get_config()
   config.data.batch_size = 8
@@ -35,7 +39,7 @@ def make_family(config):
     off = jnp.mean((output - batch["y"]) ** 2, 1)
     return off, {"bias": jnp.broadcast_to(params["b"][0], off.shape)}
 
-  return family.from_loss(config, init=init, loss=loss, sample=None, evals={})
+  return family.from_loss(config, init=init, loss=loss, sample=no_samples, evals={})
 
 
 def make_batch(rows=8, seed=0):
@@ -149,7 +153,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is():
     make_config(),
     init=lambda rng, batch: {"w": jnp.zeros(2)},
     loss=lambda params, batch, rng: (jnp.sqrt(params["w"]), {}),
-    sample=None,
+    sample=no_samples,
     evals={},
   )
   batch = {"_mask": jnp.ones(2, bool)}
@@ -239,9 +243,9 @@ def test_learning_rate_follows_its_formula(name, formula):
   rate = optim.learning_rate(config, STEPS)
   after = np.arange(WARMUP, STEPS + 1)
   np.testing.assert_allclose(
-    [rate(step) for step in after], [formula(step) for step in after], atol=1e-7
+    rate(jnp.asarray(after)), [formula(step) for step in after], atol=1e-7
   )
-  ramp = np.array([rate(step) for step in range(WARMUP + 1)])
+  ramp = rate(jnp.arange(WARMUP + 1))
   np.testing.assert_allclose(ramp[[0, -1]], [PEAK / WARMUP, PEAK], rtol=1e-6)
   np.testing.assert_allclose(np.diff(ramp), np.diff(ramp)[0], rtol=1e-5)  # a line
 

@@ -118,7 +118,7 @@ def test_colours_are_those_of_the_drawing(splits):
   for name, (r, g, b) in (
     ("red circle", (211, 47, 39)),
     ("yellow circle", (252, 234, 43)),
-    ("blue heart", (146, 211, 245)),
+    ("blue heart", (30, 80, 160)),
   ):
     image = data.image(names.index(name)).astype(int)
     assert (image[0, 0] == 255).all()

@@ -1,0 +1,1 @@
+"""Configs of diffusion and flow matching, one file a method."""

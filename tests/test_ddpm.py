@@ -1,0 +1,272 @@
+"""Diffusion's loss and guidance by hand, with a stand-in for the network."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.diffusion import ddpm as ddpm_config
+from core import family
+from core.errors import UserError
+from core.family import Samples, Spec
+from diffusion import ddpm
+from nets import build
+from text import encoders
+from text.cond import Cond
+
+SPEC = Spec((2, 2, 1))
+KEY = jax.random.key(3)
+CLASSES = 3
+
+
+class StandIn(nn.Module):
+  """gain x + 0.1 logsnr + the sum of the condition; notes what it was given."""
+
+  seen: list
+
+  @nn.compact
+  def __call__(self, x, logsnr, cond, ids=None):
+    gain = self.param("gain", nn.initializers.constant(0.7), ())
+    self.seen.append({"x": x, "logsnr": logsnr, "cond": cond, "ids": ids})
+    shift = 0.1 * logsnr
+    if cond.pooled is not None:
+      shift = shift + cond.pooled.sum(-1)
+    return gain * x + shift[:, None, None, None]
+
+
+class Parts:
+  """A family taken apart: its loss and denoiser, and the network's inputs."""
+
+  def __init__(self, monkeypatch, **fields):
+    seen, caught = [], {}
+
+    def from_loss(config, **parts):
+      caught.update(parts)
+      return family.from_loss(config, **parts)
+
+    def sample(denoise, keys, shape, schedule, **settings):
+      caught["denoise"] = denoise
+      return Samples(
+        jnp.zeros((*keys.shape, *shape)), jnp.zeros((1, *keys.shape, *shape))
+      )
+
+    # A tuple keeps flax from freezing the list.
+    monkeypatch.setattr(build, "make", lambda model, channels: StandIn(seen))
+    monkeypatch.setattr(ddpm, "from_loss", from_loss)
+    monkeypatch.setattr(ddpm.sampler, "sample", sample)
+    self.config = make_config(**fields)
+    self.family = ddpm.make(self.config, SPEC)
+    self.loss, self._sample, self.evals = (
+      caught[name] for name in ("loss", "sample", "evals")
+    )
+    self._caught, self._seen = caught, seen
+    self.params = caught["init"](jax.random.key(0), batch_of(self.config, 2))
+
+  def seen(self):
+    """What the network was last given."""
+    return self._seen[-1]
+
+  def denoise(self, cond, x_t, logsnr):
+    """The sampler's estimate of the clean picture, under `sample.guidance_scale`."""
+    self._sample(self.params, KEY, cond, len(x_t))
+    return self._caught["denoise"](x_t, logsnr)
+
+
+def make_config(**fields):
+  config = ddpm_config.get_config("tiny")
+  config.text.update({"encoder": "label", "classes": CLASSES, "drop": 0.0})
+  config.sample.clip = False
+  for name, value in fields.items():
+    group, field = name.split("__")
+    config[group][field] = value
+  return config
+
+
+def batch_of(config, n):
+  rng = np.random.default_rng(0)
+  make = encoders.raw(config.text)
+  cond = encoders.stack([make("red heart", i % CLASSES) for i in range(n)])
+  return {
+    "x": jnp.asarray(rng.uniform(-1, 1, size=(n, *SPEC.shape)), jnp.float32),
+    "cond": jax.tree.map(jnp.asarray, cond),
+    "_id": jnp.arange(n, dtype=jnp.uint32),
+    "_mask": jnp.ones(n, bool),
+  }
+
+
+def unpacked(parts, batch):
+  """alpha, sigma, x and eps of a loss that was just computed, as float64."""
+  x, logsnr = (np.asarray(a, np.float64) for a in (batch["x"], parts.seen()["logsnr"]))
+  snr = np.exp(logsnr)[:, None, None, None]
+  alpha, sigma = {
+    "cosine": (np.sqrt(snr / (1 + snr)), np.sqrt(1 / (1 + snr))),
+    "linear": (np.sqrt(snr / (1 + snr)), np.sqrt(1 / (1 + snr))),
+    "rectified_flow": (np.sqrt(snr) / (1 + np.sqrt(snr)), 1 / (1 + np.sqrt(snr))),
+    "edm": (np.ones_like(snr), 1 / np.sqrt(snr)),
+  }[parts.config.noise.schedule]
+  x_t = np.asarray(parts.seen()["x"], np.float64)
+  if parts.config.noise.schedule == "edm":
+    x_t = x_t * np.sqrt(1 + sigma**2)  # Karras et al. 2022: the network sees c_in x_t
+  return alpha, sigma, x, (x_t - alpha * x) / sigma
+
+
+@pytest.mark.parametrize(
+  ("schedule", "prediction"),
+  [
+    ("linear", "eps"),
+    ("cosine", "v"),
+    ("cosine", "x"),
+    ("rectified_flow", "velocity"),
+    ("edm", "eps"),
+  ],
+)
+def test_loss_is_the_squared_error_of_the_prediction(monkeypatch, schedule, prediction):
+  parts = Parts(monkeypatch, noise__schedule=schedule, diffusion__prediction=prediction)
+  batch = batch_of(parts.config, 6)
+  got, _ = parts.loss(parts.params, batch, KEY)
+  alpha, sigma, x, eps = unpacked(parts, batch)
+  # What the stand-in says, from what it saw.
+  table = np.asarray(parts.params["encoder"]["classes"]["embedding"], np.float64)
+  shift = 0.1 * np.asarray(parts.seen()["logsnr"]) + table[np.arange(6) % 3].sum(-1)
+  output = 0.7 * np.asarray(parts.seen()["x"]) + shift[:, None, None, None]
+  target = {
+    "eps": eps,
+    "v": alpha * eps - sigma * x,
+    "x": x,
+    "velocity": eps - x,
+  }[prediction]
+  want = ((output - target) ** 2).mean((1, 2, 3))
+  np.testing.assert_allclose(got, want, rtol=1e-3)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "edm"])
+def test_noise_is_normal_and_its_level_has_the_density(monkeypatch, schedule):
+  n = 4000
+  parts = Parts(monkeypatch, noise__schedule=schedule, text__encoder="none")
+  batch = batch_of(parts.config, n)
+  parts.loss(parts.params, batch, KEY)
+  alpha, sigma, _, eps = unpacked(parts, batch)
+  assert abs(eps.mean()) < 4 / np.sqrt(eps.size)
+  assert abs(eps.var() - 1) < 4 * np.sqrt(2 / eps.size)
+  correlation = np.corrcoef(eps.reshape(n, -1).T) - np.eye(4)
+  assert np.abs(correlation).max() < 4 / np.sqrt(n)
+  if schedule == "edm":  # log sigma ~ N(-1.2, 1.2^2)
+    level = np.log(sigma).ravel()
+    assert abs(level.mean() + 1.2) < 4 * 1.2 / np.sqrt(n)
+    assert abs(level.std() / 1.2 - 1) < 4 / np.sqrt(2 * n)
+  else:  # t ~ U(0, 1)
+    t = np.sort(2 / np.pi * np.arctan2(sigma, alpha).ravel())
+    assert np.abs(t - (np.arange(n) + 0.5) / n).max() < 1.95 / np.sqrt(n)
+  # The level does not tell the noise.
+  size = (eps**2).mean((1, 2, 3))
+  assert abs(np.corrcoef(size, sigma.ravel())[0, 1]) < 4 / np.sqrt(n)
+
+
+def null_rows(parts):
+  table = parts.params["encoder"]["classes"]["embedding"]
+  return np.asarray((parts.seen()["cond"].pooled == table[CLASSES]).all(-1))
+
+
+def test_conditions_are_dropped_at_their_rate_by_example(monkeypatch):
+  n, rate = 3000, 0.25
+  parts = Parts(monkeypatch, text__drop=rate)
+  batch = batch_of(parts.config, n)
+  whole, _ = parts.loss(parts.params, batch, KEY)
+  gone = null_rows(parts)
+  assert abs(gone.mean() - rate) < 4 * np.sqrt(rate * (1 - rate) / n)
+  # A batch cut in two drops the same, and has the same losses.
+  for rows in (slice(1000), slice(1000, None)):
+    part = jax.tree.map(lambda a, rows=rows: a[rows], batch)
+    losses, _ = parts.loss(parts.params, part, KEY)
+    np.testing.assert_array_equal(null_rows(parts), gone[rows])
+    np.testing.assert_allclose(losses, whole[rows], rtol=1e-5)
+  # Another step drops others.
+  parts.loss(parts.params, batch, jax.random.key(4))
+  assert (null_rows(parts) != gone).any()
+
+
+def test_evaluation_drops_nothing(monkeypatch):
+  parts = Parts(monkeypatch, text__drop=1.0)
+  batch = batch_of(parts.config, 6)
+  parts.loss(parts.params, batch, KEY)
+  assert null_rows(parts).all()
+  assert parts.seen()["ids"] is not None
+  parts.evals["loss"](parts.params, batch, KEY)
+  assert not null_rows(parts).any()
+  assert parts.seen()["ids"] is None  # which switches dropout off
+
+
+@pytest.mark.parametrize("encoder", ["label", "bytes"])
+def test_sampling_and_training_have_one_null_condition(monkeypatch, encoder):
+  parts = Parts(
+    monkeypatch, text__encoder=encoder, text__drop=1.0, sample__guidance_scale=2.0
+  )
+  batch = batch_of(parts.config, 2)
+  parts.loss(parts.params, batch, KEY)
+  trained = parts.seen()["cond"]
+  parts.denoise(batch["cond"], batch["x"], jnp.zeros(2))
+  sampled = parts.seen()["cond"]
+  assert len(sampled.pooled) == 4  # own, own, null, null
+  assert jax.tree.structure(trained) == jax.tree.structure(sampled)
+  for one, both in zip(jax.tree.leaves(trained), jax.tree.leaves(sampled), strict=True):
+    np.testing.assert_allclose(both[2:], one, atol=1e-6)
+    if one.dtype != bool:
+      assert (np.asarray(both[:2]) != one).any()
+
+
+@pytest.mark.parametrize(
+  ("schedule", "prediction"),
+  [("cosine", "eps"), ("rectified_flow", "velocity"), ("edm", "x")],
+)
+def test_guidance_is_linear_in_its_scale(monkeypatch, schedule, prediction):
+  x_t = jnp.asarray(np.random.default_rng(1).normal(size=(2, *SPEC.shape)), jnp.float32)
+  logsnr = jnp.array([-1.0, 2.0])
+  null, own = Cond(label=jnp.array([-1, -1])), Cond(label=jnp.array([0, 2]))
+
+  def estimate(scale, cond):
+    parts = Parts(
+      monkeypatch,
+      noise__schedule=schedule,
+      diffusion__prediction=prediction,
+      sample__guidance_scale=scale,
+    )
+    return np.asarray(parts.denoise(cond, x_t, logsnr)), len(parts.seen()["x"])
+
+  unconditional, rows = estimate(1.0, null)
+  assert rows == 2  # a scale of 1 costs no second pass
+  conditional, _ = estimate(1.0, own)
+  assert np.abs(conditional - unconditional).max() > 0.01
+  for scale in (0.0, 0.5, 3.0):
+    got, rows = estimate(scale, own)
+    assert rows == 4
+    want = unconditional + scale * (conditional - unconditional)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_clipping_keeps_the_estimate_in_range(monkeypatch):
+  x_t = jnp.full((1, *SPEC.shape), 5.0)
+  cond = Cond(label=jnp.array([0]))
+  free, clipped = (
+    Parts(monkeypatch, sample__clip=clip).denoise(cond, x_t, jnp.zeros(1))
+    for clip in (False, True)
+  )
+  assert jnp.abs(free).max() > 1
+  np.testing.assert_array_equal(clipped, jnp.clip(free, -1, 1))
+
+
+@pytest.mark.parametrize(
+  ("fields", "sentence"),
+  [
+    ({"diffusion__prediction": "epsilon"}, "diffusion.prediction='epsilon' is unknown"),
+    ({"sample__sampler": "dimm"}, "did you mean 'ddim'"),
+    ({"sample__steps": 0}, "must be 1 or more"),
+    ({"sample__frames": 0}, "must be 1 or more"),
+    ({"model__net": "unett"}, "did you mean 'unet'"),
+    ({"noise__schedule": "cosin"}, "did you mean 'cosine'"),
+    ({"text__encoder": "byte"}, "did you mean 'bytes'"),
+  ],
+)
+def test_refusals(fields, sentence):
+  with pytest.raises(UserError, match=sentence):
+    ddpm.make(make_config(**fields), SPEC)
