@@ -8,7 +8,6 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from core import cli, parallel
-from core.checkpoint import Checkpoints
 from core.errors import UserError
 from core.log import say
 from core.train import Hook
@@ -48,9 +47,8 @@ def train(config: ConfigDict, path: str) -> None:
 
 def draw(config: ConfigDict, path: str) -> None:
   """Writes pictures of each --prompt, and of how they form, to samples/."""
-  family, run = build.family(config), parallel.make(config.parallel)
   workdir = reopen_workdir(path, config)
-  state = build.restore(config, family, run, Checkpoints(workdir))
+  family, run, state = build.trained(config, workdir)
   data = source.load(config.data, config.data.eval_split)
   prompts = sample.prompts_for(config, FLAGS.prompt, data)
   labels = sample.labels_for(config, prompts, data)
@@ -63,9 +61,8 @@ def draw(config: ConfigDict, path: str) -> None:
 
 def evaluate(config: ConfigDict, path: str) -> None:
   """Scores the newest EMA weights on the evaluation split; writes eval.json."""
-  family, run = build.family(config), parallel.make(config.parallel)
   workdir = reopen_workdir(path, config)
-  state = build.restore(config, family, run, Checkpoints(workdir))
+  family, run, state = build.trained(config, workdir)
   data = source.load(config.data, config.data.eval_split)
   scores = Evaluator(config, family, run)(state, build.eval_stream(config, data))
   scores = {"step": int(state.step), "split": config.data.eval_split, **scores}

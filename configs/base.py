@@ -108,7 +108,7 @@ def tiny(c: ConfigDict) -> ConfigDict:
   c.model.dim, c.model.depth, c.model.heads = 16, 2, 2
   c.model.patch = min(c.model.patch, 4)
   c.model.widths, c.model.blocks, c.model.attention = (8, 16), 1, (4,)
-  c.model.head_dim = 8
+  c.model.head_dim, c.model.dropout = 8, 0.0
   c.optim.warmup_steps = 2
   c.train.steps, c.train.log_every = 4, 1
   c.train.checkpoint_every = c.train.sample_every = c.train.eval_every = 2

@@ -19,7 +19,7 @@ def get_config(variant: str = "") -> ConfigDict:
   """The config of a variant."""
   c = ddpm.get_config("openmoji32")
   c.noise.schedule, c.noise.density = "rectified_flow", "logit_normal"
-  c.diffusion.prediction, c.diffusion.loss = "x", "velocity"
+  c.diffusion.prediction = c.diffusion.loss = "velocity"
   # Simple, colourful pictures only: few enough to learn in minutes.
   c.data.match = (
     r"^(?!.*skin tone)(?!.*couple).*\b(hearts?|circle|square|face|moon|star|apple"

@@ -2,14 +2,15 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from core import family as families
+from core import parallel
 from core.checkpoint import Checkpoints, abstract_like
-from core.errors import UserError
 from core.family import Batch, Family, Spec, State
 from core.parallel import Parallel
 from data.batches import eval_batches, train_batches
@@ -48,22 +49,21 @@ def conditions(
   return jax.tree.map(lambda *leaves: np.stack(leaves), *conds)
 
 
-def restore(
-  config: ConfigDict, generator: Family, run: Parallel, checkpoints: Checkpoints
-) -> State:
-  """The newest checkpoint of a run.
+def trained(config: ConfigDict, workdir: Path) -> tuple[Family, Parallel, State]:
+  """The generator of a run, on the devices of the config, at its newest checkpoint.
 
   Raises:
-    UserError: there is none, or it does not fit the config.
+    UserError: there is no checkpoint, or it does not fit the config.
   """
-  if checkpoints.latest() is None:
-    raise UserError(
-      f"no checkpoint in {checkpoints.folder}; train first: the same command with"
-      " --mode=train."
-    )
+  generator, run = family(config), parallel.make(config.parallel)
   rng = jax.random.key(config.seed)
   shapes = jax.eval_shape(generator.init, rng, example_batch(config))
-  return checkpoints.restore(abstract_like(shapes, run.shardings(shapes)))
+  checkpoints = Checkpoints(workdir)
+  try:
+    state = checkpoints.restore(abstract_like(shapes, run.shardings(shapes)))
+  finally:
+    checkpoints.close()
+  return generator, run, state
 
 
 def train_stream(

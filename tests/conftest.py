@@ -20,5 +20,5 @@ from jaxtyping import install_import_hook  # noqa: E402
 struct.PyTreeNode.__no_type_check__ = True
 
 # All else is: the shapes in annotations, at every call, in all our packages.
-PACKAGES = sorted(file.parent.name for file in ROOT.glob("[a-z]*/__init__.py"))
-install_import_hook(PACKAGES, "beartype.beartype")
+PACKAGES = {file.parent.name for file in ROOT.glob("[a-z]*/__init__.py")} - {"tests"}
+install_import_hook(sorted(PACKAGES), "beartype.beartype")

@@ -636,7 +636,7 @@ class Offline(TinyPairs):
 
 
 def tiny(tmp_path, kind, **changes):
-  return settings(name=f"tiny_pairs/{kind}", dir=str(tmp_path), **changes)
+  return settings(**{"name": f"tiny_pairs/{kind}", "dir": str(tmp_path)} | changes)
 
 
 def by_red(data):

@@ -10,7 +10,6 @@ import pytest
 from ml_collections import ConfigDict
 
 from core import parallel
-from core.checkpoint import Checkpoints
 from core.errors import UserError
 from core.train import train
 from core.workdir import open_workdir
@@ -119,13 +118,9 @@ def test_two_processes_equal_one(tmp_path) -> None:
     command(tmp_path / "one", *flags), env=environment(4), timeout=600, check=False
   )
   assert one.returncode == 0
-  config = load_config("configs/quickstart.py")
-  run = parallel.make(ConfigDict({"backend": "jit", "fsdp": 1}))
+  config = config_for("jit")
   states = [
-    jax.device_get(
-      build.restore(config, build.family(config), run, Checkpoints(tmp_path / name))
-    )
-    for name in ("one", "two")
+    jax.device_get(build.trained(config, tmp_path / name)[2]) for name in ("one", "two")
   ]
   assert largest_difference(*states) < 1e-5
   rows = [

@@ -10,7 +10,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 
 from core import parallel
@@ -40,9 +39,8 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 def final_state(workdir: Path):
   config = load_config("configs/quickstart.py")
-  one = parallel.make(ConfigDict({"backend": "jit", "fsdp": 1}))
-  family = build.family(config)
-  return jax.device_get(build.restore(config, family, one, Checkpoints(workdir)))
+  config.parallel.backend = "jit"
+  return jax.device_get(build.trained(config, workdir)[2])
 
 
 def steps_logged(workdir: Path) -> list[int]:
