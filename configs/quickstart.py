@@ -32,10 +32,10 @@ def get_config(variant: str = "") -> ConfigDict:
   c.model.dim, c.model.depth, c.model.heads, c.model.patch = 256, 4, 4, 8
   c.optim.learning_rate, c.optim.warmup_steps, c.optim.schedule = 1e-3, 100, "cosine"
   c.optim.ema, c.optim.ema_decay = "warmup", 0.995
-  c.train.steps = 1200
+  c.train.steps = 1100
   c.train.sample_every = c.train.checkpoint_every = c.train.eval_every = 400
   c.sample.sampler, c.sample.steps, c.sample.guidance_scale = "ddim", 40, 3.0
-  c.sample.prompts = ("red heart", "红心", "yellow circle", "黄色の丸")
+  c.sample.prompts = ("red heart", "红心", "yellow circle", "黄色い丸")
   match variant:
     case "":
       return c

@@ -1,5 +1,7 @@
 """Diffusion's loss and guidance by hand, with a stand-in for the network."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,12 +25,12 @@ CLASSES = 3
 class StandIn(nn.Module):
   """gain x + 0.1 logsnr + the sum of the condition; notes what it was given."""
 
-  seen: list
+  note: Callable[[dict], None]
 
   @nn.compact
   def __call__(self, x, logsnr, cond, ids=None):
     gain = self.param("gain", nn.initializers.constant(0.7), ())
-    self.seen.append({"x": x, "logsnr": logsnr, "cond": cond, "ids": ids})
+    self.note({"x": x, "logsnr": logsnr, "cond": cond, "ids": ids})
     shift = 0.1 * logsnr
     if cond.pooled is not None:
       shift = shift + cond.pooled.sum(-1)
@@ -51,8 +53,7 @@ class Parts:
         jnp.zeros((*keys.shape, *shape)), jnp.zeros((1, *keys.shape, *shape))
       )
 
-    # A tuple keeps flax from freezing the list.
-    monkeypatch.setattr(build, "make", lambda model, channels: StandIn(seen))
+    monkeypatch.setattr(build, "make", lambda model, channels: StandIn(seen.append))
     monkeypatch.setattr(ddpm, "from_loss", from_loss)
     monkeypatch.setattr(ddpm.sampler, "sample", sample)
     self.config = make_config(**fields)
@@ -111,33 +112,48 @@ def unpacked(parts, batch):
   return alpha, sigma, x, (x_t - alpha * x) / sigma
 
 
+ROWS = {  # prediction = first * x + second * eps
+  "x": lambda alpha, sigma: (1, 0),
+  "eps": lambda alpha, sigma: (0, 1),
+  "v": lambda alpha, sigma: (-sigma, alpha),
+  "velocity": lambda alpha, sigma: (-1, 1),
+}
+
+
 @pytest.mark.parametrize(
-  ("schedule", "prediction"),
+  ("schedule", "prediction", "space"),
   [
-    ("linear", "eps"),
-    ("cosine", "v"),
-    ("cosine", "x"),
-    ("rectified_flow", "velocity"),
-    ("edm", "eps"),
+    ("linear", "eps", "eps"),
+    ("cosine", "v", "v"),
+    ("cosine", "x", "x"),
+    ("rectified_flow", "velocity", "velocity"),
+    ("edm", "eps", "eps"),
+    ("rectified_flow", "x", "velocity"),
+    ("cosine", "v", "eps"),
+    ("edm", "v", "x"),
   ],
 )
-def test_loss_is_the_squared_error_of_the_prediction(monkeypatch, schedule, prediction):
-  parts = Parts(monkeypatch, noise__schedule=schedule, diffusion__prediction=prediction)
+def test_loss_is_the_squared_error(monkeypatch, schedule, prediction, space):
+  parts = Parts(
+    monkeypatch,
+    noise__schedule=schedule,
+    diffusion__prediction=prediction,
+    diffusion__loss=space,
+  )
   batch = batch_of(parts.config, 6)
   got, _ = parts.loss(parts.params, batch, KEY)
-  alpha, sigma, x, eps = unpacked(parts, batch)
+  alphas, sigmas, x, eps = unpacked(parts, batch)
   # What the stand-in says, from what it saw.
   table = np.asarray(parts.params["encoder"]["classes"]["embedding"], np.float64)
   shift = 0.1 * np.asarray(parts.seen()["logsnr"]) + table[np.arange(6) % 3].sum(-1)
   output = 0.7 * np.asarray(parts.seen()["x"]) + shift[:, None, None, None]
-  target = {
-    "eps": eps,
-    "v": alpha * eps - sigma * x,
-    "x": x,
-    "velocity": eps - x,
-  }[prediction]
-  want = ((output - target) ** 2).mean((1, 2, 3))
-  np.testing.assert_allclose(got, want, rtol=1e-3)
+  for i, (alpha, sigma) in enumerate(zip(alphas.ravel(), sigmas.ravel(), strict=True)):
+    said = ROWS[prediction](alpha, sigma)
+    pair = np.stack([alpha * x[i] + sigma * eps[i], output[i]]).reshape(2, -1)
+    x_hat, eps_hat = np.linalg.solve([(alpha, sigma), said], pair)
+    one, two = ROWS[space](alpha, sigma)
+    off = one * (x_hat - x[i].ravel()) + two * (eps_hat - eps[i].ravel())
+    np.testing.assert_allclose(got[i], np.mean(off**2), rtol=2e-3)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "edm"])
@@ -259,6 +275,7 @@ def test_clipping_keeps_the_estimate_in_range(monkeypatch):
   ("fields", "sentence"),
   [
     ({"diffusion__prediction": "epsilon"}, "diffusion.prediction='epsilon' is unknown"),
+    ({"diffusion__loss": "score"}, "diffusion.loss='score' is unknown"),
     ({"sample__sampler": "dimm"}, "did you mean 'ddim'"),
     ({"sample__steps": 0}, "must be 1 or more"),
     ({"sample__frames": 0}, "must be 1 or more"),

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -117,8 +116,3 @@ def raw(text: ConfigDict) -> Callable[[str, int], Cond]:
     return Cond()
 
   return make_cond
-
-
-def stack(conds: list[Cond]) -> Cond:
-  """Raw conditions of single examples -> those of a batch."""
-  return jax.tree.map(lambda *leaves: np.stack(leaves), *conds)
