@@ -46,7 +46,7 @@ def train_batches(
   make = functools.partial(
     batch_at,
     dataset,
-    functools.lru_cache(2**17)(make_cond),
+    make_cond,
     seed=seed,
     batch_size=batch_size,
     languages=languages,

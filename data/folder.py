@@ -197,6 +197,8 @@ def parse(line: bytes) -> tuple[str, Captions]:
     if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
       raise ValueError(f"the caption in {code!r} must be text, or a list of texts")
     texts = tuple(text.strip() for text in texts if text.strip())
+    if any("\ud800" <= letter <= "\udfff" for letter in "".join(texts)):
+      raise ValueError(f"the caption in {code!r} holds half a character (a surrogate)")
     if texts:
       captions[code] = texts
   return file, captions

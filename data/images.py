@@ -67,7 +67,7 @@ def fit(
     )
   if short > size:
     wide = (round(image.width * size / short), round(image.height * size / short))
-    image = image.resize(wide, resample)
+    image = image.resize(wide, resample, reducing_gap=3)
   left, top = (image.width - size) // 2, (image.height - size) // 2
   pixels = np.array(image.crop((left, top, left + size, top + size)))
   if pixels.ndim == 2:

@@ -16,6 +16,12 @@ from data import dataset, images
 from data.dataset import Captions, Dataset, Example
 
 OURS = ("folder", "openmoji")
+FAILED = (
+  OSError,  # the network's and the disk's errors
+  AssertionError,  # a file that must be fetched by hand
+  tfds.download.DownloadError,
+  tfds.core.download.download_manager.NonMatchingChecksumError,
+)
 # What features that hold captions are called in TFDS.
 TEXT = ("caption", "text", "description", "prompt")
 
@@ -26,11 +32,10 @@ def find(name: str, folder: str) -> tfds.core.DatasetBuilder:
   Raises:
     UserError: TFDS does not know it; the nearest known name is given.
   """
-  arguments = {"data_dir": folder or None, "try_gcs": False}
   try:
-    builder = tfds.builder(name, **arguments)
+    builder = tfds.builder(name, data_dir=folder or None)
     if not prepared(builder):
-      builder = tfds.builder(name, file_format="array_record", **arguments)
+      builder = tfds.builder(name, data_dir=folder or None, file_format="array_record")
   except (tfds.core.DatasetNotFoundError, ValueError) as error:
     base = name.partition("/")[0]
     known = [*tfds.list_builders(with_community_datasets=False), *OURS]
@@ -60,13 +65,13 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
       try:
         builder.download_and_prepare()
       except ImportError as error:
-        package = (error.name or "").partition(".")[0]
+        package = (error.name or "tensorflow").partition(".")[0]
         package = {"tensorflow": "tensorflow-cpu"}.get(package, package)
         raise UserError(
-          f"{name} cannot be prepared without the package {package} (reading it "
-          f"needs none): pip install {package}, then start again."
+          f"{name} cannot be prepared without the package {package}, which reading "
+          f"it does not need: pip install {package}, then start again."
         ) from error
-      except (OSError, AssertionError, tfds.download.DownloadError) as error:
+      except FAILED as error:
         raise UserError(
           f"{name} cannot be downloaded and prepared in {folder}: "
           f"{first_line(error)}; prepare it elsewhere with file_format="

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -447,6 +448,7 @@ BAD_LINES = {
   '{"file": "00.png", "captions": {"ja": {}}}': "'ja' must be text",
   '{"file": "99.png", "caption": "x"}': "no image '99.png'",
   '{"file": "01.png", "caption": "x"}': "'01.png' has a line already",
+  '{"file": "00.png", "caption": "\\ud83d"}': "half a character",
   "[" * 100_000: "not JSON",
 }
 
@@ -561,15 +563,55 @@ def test_refusals_of_fashion_mnist(idx_files, tmp_path):
     source.load(fashion(tmp_path), "test")
 
 
+class FashionLike(tfds.core.GeneratorBasedBuilder):
+  """Fashion-MNIST as TFDS has it, with fewer pictures."""
+
+  VERSION = tfds.core.Version("1.0.0")
+  pkg_dir_path = Path(__file__).parent
+
+  def _info(self):
+    features = {
+      "image": tfds.features.Image(shape=(28, 28, 1)),
+      "label": tfds.features.ClassLabel(num_classes=10),
+    }
+    return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+  def _split_generators(self, dl_manager):
+    return {"train": self._generate_examples(30), "test": self._generate_examples(4)}
+
+  def _generate_examples(self, n):
+    for i in range(n):
+      png = io.BytesIO()
+      Image.new("L", (28, 28), 20 * (i % 10)).save(png, "png")
+      yield i, {"image": io.BytesIO(png.getvalue()), "label": i % 10}
+
+
+def test_fashion_mnist_through_tfds(tmp_path, monkeypatch):
+  monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "none")
+  parts = {
+    "train": ("train", slice(None, -10)),
+    "validation": ("train", slice(-10, None)),
+  }
+  monkeypatch.setattr(fashion_mnist, "SPLITS", parts)
+  find = tfds_sets.find
+  monkeypatch.setattr(tfds_sets, "find", lambda _, folder: find("fashion_like", folder))
+  config = fashion("", dir=str(tmp_path))
+  data = source.load(config, "train")
+  assert len(data) == 20
+  assert len(source.load(config, "validation")) == 10
+  for i in range(20):
+    assert (data.image(i) == 20 * data.label(i)).all()
+    assert data.captions(i) == {"en": (fashion_mnist.NAMES[data.label(i)],)}
+
+
 @pytest.mark.skipif(
   not fashion_mnist.DEBIAN.is_dir(), reason="needs Debian's dataset-fashion-mnist"
 )
 def test_fashion_mnist_from_debian():
   data = source.load(fashion(""), "train")
   assert len(data) == 55_000
-  counts = np.bincount([data.label(i) for i in range(len(data))])
-  assert counts.sum() == 55_000
-  assert counts.min() > 5_000
+  names = [data.captions(i)["en"][0] for i in range(len(data))]
+  assert all(names.count(name) > 5_000 for name in fashion_mnist.NAMES)
 
 
 # --- Any other data set of TFDS
@@ -674,6 +716,23 @@ def test_a_tfds_set_with_captions_in_any_form(tmp_path):
   assert languages[7] == {"en": ("one 7",), "de": ("eins 7",)}
   few = source.load(tiny(tmp_path, "languages", match="one [3-5]"), "train")
   assert sorted(by_red(few)) == [3, 4, 5]
+
+
+def test_one_process_prepares_while_others_wait(tmp_path, monkeypatch):
+  made = []
+  generate = TinyPairs._generate_examples
+
+  def slow(self, n):
+    made.append(n)
+    time.sleep(0.2)
+    return generate(self, n)
+
+  monkeypatch.setattr(TinyPairs, "_generate_examples", slow)
+  config = tiny(tmp_path, "labels")
+  with ThreadPoolExecutor(3) as pool:
+    sizes = list(pool.map(lambda _: len(source.load(config, "test")), range(3)))
+  assert sizes == [2, 2, 2]
+  assert made == [10, 2]
 
 
 def test_refusals_of_tfds_sets(tmp_path):

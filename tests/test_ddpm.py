@@ -87,10 +87,10 @@ def make_config(**fields):
 def batch_of(config, n):
   rng = np.random.default_rng(0)
   make = encoders.raw(config.text)
-  cond = encoders.stack([make("red heart", i % CLASSES) for i in range(n)])
+  conds = [make("red heart", i % CLASSES) for i in range(n)]
   return {
     "x": jnp.asarray(rng.uniform(-1, 1, size=(n, *SPEC.shape)), jnp.float32),
-    "cond": jax.tree.map(jnp.asarray, cond),
+    "cond": jax.tree.map(lambda *rows: jnp.stack(rows), *conds),
     "_id": jnp.arange(n, dtype=jnp.uint32),
     "_mask": jnp.ones(n, bool),
   }

@@ -245,7 +245,7 @@ def test_learning_rate_follows_its_formula(name, formula):
   np.testing.assert_allclose(
     rate(jnp.asarray(after)), [formula(step) for step in after], atol=1e-7
   )
-  ramp = rate(jnp.arange(WARMUP + 1))
+  ramp = np.asarray(rate(jnp.arange(WARMUP + 1)))
   np.testing.assert_allclose(ramp[[0, -1]], [PEAK / WARMUP, PEAK], rtol=1e-6)
   np.testing.assert_allclose(np.diff(ramp), np.diff(ramp)[0], rtol=1e-5)  # a line
 
