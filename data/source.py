@@ -64,7 +64,7 @@ def prepare(config: ConfigDict) -> None:
       if not tfds_sets.prepared(builder):
         print(
           f"Drawing OpenMoji at {builder.builder_config.name} pixels into "
-          f"{builder.data_dir} (once, less than a minute).",
+          f"{builder.data_dir} (once).",
           flush=True,
         )
       with quiet():

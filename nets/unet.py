@@ -1,5 +1,7 @@
 """The U-Net of DDPM (Ho et al. 2020, arXiv:2006.11239, appendix B)."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,25 +14,7 @@ from nets.embeddings import NoiseEmbedding
 from nets.layers import Dense, Dropout, GroupNorm
 from text.cond import Cond
 
-
-class Conv(nn.Module):
-  """A 3x3 convolution that keeps the size, or halves it at stride 2."""
-
-  features: int
-  stride: int = 1
-  dtype: DTypeLike = jnp.float32
-  kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 f"]:
-    return nn.Conv(
-      self.features,
-      (3, 3),
-      self.stride,
-      padding=1,
-      dtype=self.dtype,
-      kernel_init=self.kernel_init,
-    )(x)
+Conv = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1)
 
 
 class ResBlock(nn.Module):
@@ -146,7 +130,7 @@ class UNet(nn.Module):
     skips = [x]
     for level, features in enumerate(self.widths):
       if level:
-        x = Conv(x.shape[-1], 2, dtype=self.dtype, name=f"down_{level}_conv")(x)
+        x = Conv(x.shape[-1], strides=2, dtype=self.dtype, name=f"down_{level}_conv")(x)
         skips.append(x)
       for i in range(self.blocks):
         x = block(x, features, f"down_{level}_{i}")

@@ -754,7 +754,7 @@ def test_refusals_of_tfds_sets(tmp_path):
   refused("Unknown data set 'opnmoji': did you mean 'openmoji'", name="opnmoji")
   refused("Unknown data set 'zzzzzzzzzzz'", name="zzzzzzzzzzz")
   refused(
-    "without the package tensorflow-cpu .*pip install", name="needs_package/labels"
+    "without the package tensorflow-cpu.*pip install", name="needs_package/labels"
   )
   refused("Name or service not known; prepare it elsewhere", name="offline/labels")
   refused("Cannot write in /proc/none", name="tiny_pairs/texts", dir="/proc/none")

@@ -182,10 +182,11 @@ def adamw(params, grads, *, learning_rates, clip, decay, b1=0.9, b2=0.999, eps=1
   return params
 
 
-def test_updates_are_adamw_on_clipped_gradients():
+@pytest.mark.parametrize("clip", [0.5, 0.0])
+def test_updates_are_adamw_on_clipped_gradients(clip):
   config = make_config(
     learning_rate=0.1,
-    grad_clip=0.5,
+    grad_clip=clip,
     weight_decay=0.2,
     schedule="cosine",
     warmup_steps=2,
@@ -197,29 +198,17 @@ def test_updates_are_adamw_on_clipped_gradients():
     {k: size * rng.normal(size=p.shape) for k, p in params.items()}
     for size in (0.01, 0.02, 3.0, 0.4, 5.0)
   ]
-  schedule = optim.learning_rate(config, 20)
+  rates = np.asarray(optim.learning_rate(config, 20)(jnp.arange(5)))
   want = adamw(
-    params, grads, learning_rates=[schedule(i) for i in range(5)], clip=0.5, decay=0.2
+    params, grads, learning_rates=rates, clip=clip or np.inf, decay=config.weight_decay
   )
   tx = optim.make(config, 20)
   got = jax.tree.map(jnp.asarray, params)
-  state = tx.init(got)
+  state, update = tx.init(got), jax.jit(tx.update)
   for grad in grads:
-    updates, state = tx.update(jax.tree.map(jnp.asarray, grad), state, got)
+    updates, state = update(jax.tree.map(jnp.asarray, grad), state, got)
     got = jax.tree.map(jnp.add, got, updates)
   assert_close(got, want, rtol=2e-5)
-
-
-@pytest.mark.parametrize("clip", [0.5, 0.0])
-def test_gradients_are_clipped_by_global_norm(clip):
-  # Adam forgets the scale of its first gradient, but for its moments.
-  tx = optim.make(make_config(grad_clip=clip).optim, 20)
-  grads = {"w": jnp.full((2, 2), 3.0), "b": jnp.full(4, 4.0)}  # norm 10
-  _, state = tx.update(grads, tx.init(grads), grads)
-  moments = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim and leaf.max() > 0.01]
-  firsts = sorted(float(leaf.max()) for leaf in moments)[-2:]
-  scale = clip / 10 if clip else 1
-  np.testing.assert_allclose(firsts, [0.1 * 3 * scale, 0.1 * 4 * scale], rtol=1e-5)
 
 
 STEPS, WARMUP, PEAK = 50, 10, 0.3

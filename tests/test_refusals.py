@@ -52,7 +52,7 @@ def test_config_file_and_variant(tmp_path: Path) -> None:
 
 
 def test_empty_folder(tmp_path: Path) -> None:
-  refused(command(tmp_path / "run", *on_folder(tmp_path)), str(tmp_path), "no image")
+  refused(command(tmp_path / "run", *on_folder(tmp_path)), str(tmp_path), "No images")
 
 
 def test_small_and_grey_images(tmp_path: Path, pictures: Path) -> None:

@@ -43,9 +43,13 @@ def final_state(workdir: Path):
   return jax.device_get(build.trained(config, workdir)[2])
 
 
-def steps_logged(workdir: Path) -> list[int]:
+def logged(workdir: Path) -> list[dict]:
   lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-  return [row["step"] for row in map(json.loads, lines) if "loss" in row]
+  return [row for row in map(json.loads, lines) if "loss" in row]
+
+
+def steps_logged(workdir: Path) -> list[int]:
+  return [row["step"] for row in logged(workdir)]
 
 
 def test_train_sample_eval(tmp_path: Path, flags: tuple[str, ...]) -> None:
@@ -60,7 +64,8 @@ def test_train_sample_eval(tmp_path: Path, flags: tuple[str, ...]) -> None:
   assert done.returncode == 0, done.stderr
   for name in ("00_colour_1", "01_颜色_2"):
     for ending in (".png", "_film.png", ".gif"):
-      Image.open(tmp_path / "samples" / f"{name}{ending}").load()
+      with Image.open(tmp_path / "samples" / f"{name}{ending}") as picture:
+        picture.load()
   with np.load(tmp_path / "samples" / "samples.npz") as saved:
     assert saved["images"].shape == (6, 8, 8, 3)
     assert saved["images"].dtype == np.uint8
@@ -80,18 +85,15 @@ def test_sigterm_saves_and_a_later_run_goes_on(
   tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
   long = (*flags, *QUIET, "--config.train.steps=100000")
-  process = subprocess.Popen(
-    command(tmp_path, *long),
-    env=environment(),
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  for line in process.stderr:
-    if line.startswith("step 3/"):
-      process.send_signal(signal.SIGTERM)
-      break
-  rest = process.stderr.read()
-  assert process.wait(timeout=120) == 0, rest
+  with subprocess.Popen(
+    command(tmp_path, *long), env=environment(), stderr=subprocess.PIPE, text=True
+  ) as process:
+    for line in process.stderr:
+      if line.startswith("step 3/"):
+        process.send_signal(signal.SIGTERM)
+        break
+    rest = process.stderr.read()
+  assert process.returncode == 0, rest
   assert "stopped at step" in rest
   stopped = Checkpoints(tmp_path).latest()
   assert stopped >= 3
@@ -119,7 +121,7 @@ def test_many_bad_steps_stop_the_run(tmp_path: Path, monkeypatch) -> None:
   workdir = open_workdir(str(tmp_path), config)
   with pytest.raises(Exception, match=r"last 3 steps before step 5; lower"):
     train(config, build.family(config), one, batches, workdir)
-  rows = [json.loads(s) for s in (tmp_path / "metrics.jsonl").open(encoding="utf-8")]
+  rows = logged(tmp_path)
   assert [row["skipped_in_a_row"] for row in rows] == [0, 0, 1, 2, 3]
   assert rows[-1]["loss"] is None
   assert Checkpoints(tmp_path).latest() == 4
@@ -144,20 +146,18 @@ def test_kill_at_any_moment(tmp_path: Path, flags: tuple[str, ...]) -> None:
   draw, kills, resumed = random.Random(0), 0, []
   workdir = tmp_path / "killed"
   while kills < 20:
-    process = subprocess.Popen(
+    with subprocess.Popen(
       command(workdir, *plan), env=environment(), stderr=subprocess.PIPE, text=True
-    )
-    for line in process.stderr:
-      if "from step" in line:
-        resumed.append(int(line.split("from step ")[1].split()[0]))
-        break
-    if kills % 2:
-      wait_for_partial_checkpoint(workdir)
-    else:
-      time.sleep(draw.uniform(0.0, 1.0))
-    process.kill()
-    process.wait()
-    process.stderr.close()
+    ) as process:
+      for line in process.stderr:
+        if "from step" in line:
+          resumed.append(int(line.split("from step ")[1].split()[0]))
+          break
+      if kills % 2:
+        wait_for_partial_checkpoint(workdir)
+      else:
+        time.sleep(draw.uniform(0.0, 1.0))
+      process.kill()
     assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
     kills += 1
   done = run(command(workdir, *plan))

@@ -203,9 +203,16 @@ def test_the_grid_of_ddpm_has_its_noise_levels():
   np.testing.assert_allclose(alpha[:-1] ** 2, ALPHA_BAR[::-1], rtol=2e-4)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 50])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_samples_are_finite(name):
-  assert np.isfinite(draw(SCHEDULES[name], steps=2, eta=1.0).images).all()
+def test_the_grid_falls_from_t_1_to_the_clean_end(name, steps):
+  schedule = SCHEDULES[name]
+  grid = np.asarray(sampler.time_grid(schedule, steps))
+  assert grid.shape == (steps + 1,)
+  assert np.isfinite(grid[:-1]).all()
+  assert (np.diff(grid) > 0).all()
+  assert grid[0] == schedule.logsnr(jnp.ones(()))
+  assert grid[-1] == np.inf
 
 
 def test_noise_is_keyed_by_sample():

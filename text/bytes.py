@@ -1,5 +1,7 @@
 """Byte-level tokenizer: any language, no vocabulary file."""
 
+import unicodedata
+
 import numpy as np
 from jaxtyping import Bool, Int
 
@@ -11,9 +13,11 @@ def tokenize(
 ) -> tuple[Int[np.ndarray, " l"], Bool[np.ndarray, " l"]]:
   """UTF-8 bytes plus one, cut or padded with 0 to `max_tokens`, and their mask.
 
-  Letter case and outer spaces carry no meaning in a caption and are dropped.
+  Letter case, outer spaces and the Unicode form (it is made NFC) carry no meaning
+  in a caption.
   """
-  raw = caption.strip().lower().encode("utf-8")[:max_tokens]
+  text = unicodedata.normalize("NFC", caption).strip().lower()
+  raw = text.encode("utf-8")[:max_tokens]
   tokens = np.zeros(max_tokens, np.int32)
   tokens[: len(raw)] = np.frombuffer(raw, np.uint8).astype(np.int32) + 1
   return tokens, tokens > 0

@@ -67,7 +67,13 @@ def compare(scheduler, eta, steps, clip, arguments, queue=None) -> None:
     x_hat = jnp.clip(x_hat, -1, 1) if clip else x_hat
     ours = np.asarray(
       sampler.step(
-        jnp.asarray(ours), x_hat, jnp.asarray(fresh), grid[i], grid[i + 1], SCHEDULE, eta
+        jnp.asarray(ours),
+        x_hat,
+        jnp.asarray(fresh),
+        grid[i],
+        grid[i + 1],
+        SCHEDULE,
+        eta,
       )
     )
     scale = max(1.0, float(np.abs(theirs).max()))
