@@ -82,16 +82,17 @@ def train(
         step += 1
         # The next batch is fetched while the devices work.
         batch = next(stream) if step < cfg.steps else None
-        last = step == cfg.steps or stopping(step)
-        if last or due(step, cfg.log_every):
+        done, stop = step == cfg.steps, stopping(step)
+        if done or stop or due(step, cfg.log_every):
           report(log, step, metrics, batch_size, cfg.max_skipped)
-        if last or due(step, cfg.checkpoint_every):
-          checkpoints.save(step, state)
-        if last and step < cfg.steps:
-          break
+        # Before the checkpoint: a run killed in between does both again.
         for hook in hooks:
-          if step == cfg.steps or due(step, hook.every):
+          if not stop and (done or due(step, hook.every)):
             log.write(step, hook.run(state))
+        if done or stop or due(step, cfg.checkpoint_every):
+          checkpoints.save(step, state)
+        if stop:
+          break
     checkpoints.wait()
     if step < cfg.steps:
       say(f"stopped at step {step}, saved; the same command goes on from there")
@@ -129,8 +130,8 @@ def report(
   if in_a_row >= limit:
     raise UserError(
       f"the loss or its gradient was not finite in the last {in_a_row} steps before"
-      f" step {step}; lower optim.learning_rate or set optim.grad_clip, and go on from"
-      " the last checkpoint in a new workdir."
+      f" step {step}; start again in a new workdir with a lower optim.learning_rate or"
+      " with optim.grad_clip."
     )
 
 

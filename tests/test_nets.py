@@ -50,8 +50,13 @@ def fresh(module):
   return jax.jit(module.init)(KEY, *inputs())
 
 
+@functools.cache
+def compiled(module):
+  return jax.jit(module.apply)
+
+
 def run(module, params, *args, **kwargs):
-  return jax.jit(functools.partial(module.apply, **kwargs))(params, *args)
+  return compiled(module)(params, *args, **kwargs)
 
 
 @net
@@ -218,15 +223,15 @@ def test_encoder_ignores_padding_and_order():
 
 def test_attention_by_hand():
   q, k, v = (
-    np.asarray(jax.random.normal(jax.random.fold_in(KEY, i), (2, n, 3, 4)))
+    jax.random.normal(jax.random.fold_in(KEY, i), (2, n, 3, 4))
     for i, n in enumerate([5, 7, 7])
   )
-  mask = np.arange(7) < np.array([[7], [4]])
-  want = np.zeros_like(q)
-  for b, i, h in np.ndindex(2, 5, 3):
-    weights = np.exp([q[b, i, h] @ k[b, j, h] / 2 for j in range(7)]) * mask[b]
+  mask = jnp.arange(7) < jnp.array([[7], [4]])
+  want = np.zeros(q.shape)
+  for (b, i, h), _ in np.ndenumerate(want[..., 0]):
+    weights = np.exp(np.asarray(k[b, :, h] @ q[b, i, h]) / 2) * mask[b]
     want[b, i, h] = weights / weights.sum() @ v[b, :, h]
-  np.testing.assert_allclose(attend(q, k, v, jnp.asarray(mask)), want, atol=1e-6)
+  np.testing.assert_allclose(attend(q, k, v, mask), want, atol=1e-6)
   # Large logits neither overflow nor lose the gradient.
   value, grad = jax.value_and_grad(lambda q: attend(q, k, v).sum())(1e4 * q)
   assert jnp.isfinite(value)

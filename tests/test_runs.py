@@ -119,7 +119,7 @@ def test_many_bad_steps_stop_the_run(tmp_path: Path, monkeypatch) -> None:
       yield batch
 
   workdir = open_workdir(str(tmp_path), config)
-  with pytest.raises(Exception, match=r"last 3 steps before step 5; lower"):
+  with pytest.raises(Exception, match=r"last 3 steps before step 5; start"):
     train(config, build.family(config), one, batches, workdir)
   rows = logged(tmp_path)
   assert [row["skipped_in_a_row"] for row in rows] == [0, 0, 1, 2, 3]

@@ -259,9 +259,8 @@ def test_attention(masked) -> None:
     *peers, attn_mask=torch.tensor(mask)[:, None, None] if masked else None
   )
   theirs.backward(torch.tensor(g.transpose(0, 2, 1, 3)))
-  ours, back = jax.vjp(
-    lambda *args: attend(*args, jnp.asarray(mask) if masked else None), q, k, v
-  )
+  q, k, v, mask, g = map(jnp.asarray, (q, k, v, mask, g))
+  ours, back = jax.vjp(lambda *args: attend(*args, mask if masked else None), q, k, v)
   close(ours, theirs.transpose(1, 2), atol=1e-5)
   for a, b in zip(back(g), peers, strict=True):
     close(a, b.grad.transpose(1, 2), atol=1e-5)
