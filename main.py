@@ -1,5 +1,6 @@
 """taolu: flags -> config -> mode. README.md lists the commands."""
 
+import functools
 import json
 import sys
 
@@ -9,7 +10,6 @@ from ml_collections import ConfigDict, config_flags
 
 from core import cli, parallel
 from core.errors import UserError
-from core.log import say
 from core.train import Hook
 from core.train import train as run_training
 from core.workdir import explained, open_workdir, reopen_workdir, write_atomic
@@ -27,20 +27,19 @@ def train(config: ConfigDict, path: str) -> None:
   """Trains; writes a grid of samples and the family's evals at their cadence."""
   family, run = build.family(config), parallel.make(config.parallel)
   run.check_batch(config.data.batch_size, config.optim.microbatches)
+  build.shapes(config, family)
+  evaluator = Evaluator(config, family, run)
   data = source.load(config.data, config.data.train_split)
   held_out = source.load(config.data, config.data.eval_split)
+  prompts = sample.prompts_for(config, [], lambda: held_out)
+  labels = sample.labels_for(config, prompts, lambda: held_out)
+  each = -(-config.sample.num_images // len(prompts))
+  sampler = sample.sampler(config, family, run, prompts, labels, each)
+  score = lambda s: evaluator.log(s, build.eval_stream(config, held_out))  # noqa: E731
   workdir = open_workdir(path, config)
-  evaluator = Evaluator(config, family, run)
-  prompts = sample.prompts_for(config, [], held_out)
-  labels = sample.labels_for(config, prompts, held_out)
-  each = max(1, config.sample.num_images // len(prompts))
-  draw = sample.sampler(config, family, run, prompts, labels, each)
   hooks = [
-    Hook(config.train.sample_every, sample.preview(draw, each, workdir / "samples")),
-    Hook(
-      config.train.eval_every,
-      lambda state: evaluator.log(state, build.eval_stream(config, held_out)),
-    ),
+    Hook(config.train.sample_every, sample.preview(sampler, each, workdir / "samples")),
+    Hook(config.train.eval_every, score),
   ]
   run_training(config, family, run, build.train_stream(config, data), workdir, hooks)
 
@@ -49,11 +48,11 @@ def draw(config: ConfigDict, path: str) -> None:
   """Writes pictures of each --prompt, and of how they form, to samples/."""
   workdir = reopen_workdir(path, config)
   family, run, state = build.trained(config, workdir)
-  data = source.load(config.data, config.data.eval_split)
-  prompts = sample.prompts_for(config, FLAGS.prompt, data)
-  labels = sample.labels_for(config, prompts, data)
-  draw = sample.sampler(config, family, run, prompts, labels, config.sample.per_prompt)
-  samples = draw(state)
+  load = functools.cache(lambda: source.load(config.data, config.data.eval_split))
+  prompts = sample.prompts_for(config, FLAGS.prompt, load)
+  labels = sample.labels_for(config, prompts, load)
+  each = config.sample.per_prompt
+  samples = sample.sampler(config, family, run, prompts, labels, each)(state)
   if jax.process_index() == 0:
     for file in sample.write(samples, prompts, int(state.step), workdir / "samples"):
       print(file)
@@ -63,9 +62,10 @@ def evaluate(config: ConfigDict, path: str) -> None:
   """Scores the newest EMA weights on the evaluation split; writes eval.json."""
   workdir = reopen_workdir(path, config)
   family, run, state = build.trained(config, workdir)
-  data = source.load(config.data, config.data.eval_split)
-  scores = Evaluator(config, family, run)(state, build.eval_stream(config, data))
-  scores = {"step": int(state.step), "split": config.data.eval_split, **scores}
+  split = config.data.eval_split
+  stream = build.eval_stream(config, source.load(config.data, split))
+  scores = Evaluator(config, family, run)(state, stream)
+  scores = {"step": int(state.step), "split": split, **scores}
   if jax.process_index() == 0:
     with explained(workdir):
       write_atomic(workdir / "eval.json", json.dumps(scores, indent=2) + "\n")
@@ -87,11 +87,11 @@ def main(argv: list[str]) -> int:
     config = cli.parse(argv)
     if FLAGS.workdir is None and FLAGS.mode != "prepare":
       raise UserError(f"--mode={FLAGS.mode} needs --workdir=DIR.")
-    parallel.keep_freed_memory()
     parallel.initialize()
+    parallel.keep_freed_memory()
     MODES[FLAGS.mode](config, FLAGS.workdir)
   except UserError as error:
-    say(f"taolu: {error}")
+    print(f"taolu: {error}", file=sys.stderr)
     return 2
   return 0
 

@@ -1,5 +1,9 @@
 """Checkpoints: Orbax, asynchronous, atomic, of global arrays."""
 
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +24,21 @@ class Checkpoints:
     workdir: the run's folder; checkpoints go to `workdir/checkpoints/STEP`.
     keep: how many of the newest to keep.
     keep_every: steps whose multiples are kept for ever; 0 for none.
+    read_only: leave the folder as it is: a training run may be writing in it.
   """
 
-  def __init__(self, workdir: Path, keep: int = 2, keep_every: int = 0):
+  def __init__(
+    self, workdir: Path, keep: int = 2, keep_every: int = 0, read_only: bool = False
+  ):
     self.folder = workdir.resolve() / "checkpoints"
-    options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep,
-      keep_period=keep_every or None,
-      cleanup_tmp_directories=True,
-    )
+    if read_only:
+      options = ocp.CheckpointManagerOptions(read_only=True)
+    else:
+      options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        keep_period=keep_every or None,
+        cleanup_tmp_directories=True,
+      )
     self._manager = ocp.CheckpointManager(self.folder, options=options)
 
   def latest(self) -> int | None:
@@ -38,7 +48,8 @@ class Checkpoints:
   def save(self, step: int, state: PyTree) -> None:
     """Starts writing; returns as soon as `state` may be changed."""
     if step != self.latest():
-      self._manager.save(step, args=ocp.args.StandardSave(state))
+      with self._explained():
+        self._manager.save(step, args=ocp.args.StandardSave(state))
 
   def restore(self, abstract: PyTree) -> PyTree:
     """The newest state, in the shapes and on the devices of `abstract`.
@@ -63,7 +74,21 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Blocks until all writing is done, and raises what went wrong in it."""
-    self._manager.wait_until_finished()
+    with self._explained():
+      self._manager.wait_until_finished()
+
+  @contextlib.contextmanager
+  def _explained(self) -> Iterator[None]:
+    """A full disk as a sentence, in whichever form Orbax passes it on."""
+    try:
+      yield
+    except Exception as error:
+      if os.strerror(errno.ENOSPC).lower() not in str(error).lower():
+        raise
+      raise UserError(
+        f"no space left for checkpoints in {self.folder}; free some and give the same"
+        " command again: it goes on from the last complete one."
+      ) from error
 
   def close(self) -> None:
     """Waits, then frees the background threads."""

@@ -70,7 +70,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     UserError: there is no such module, or it has no `make`.
   """
   try:
-    module = importlib.import_module(config.family)
+    module = importlib.import_module(config.family) if config.family else None
   except ModuleNotFoundError as error:
     # Only the family itself may be missing; a missing import inside it is a bug.
     if error.name is None or not f"{config.family}.".startswith(f"{error.name}."):
@@ -114,7 +114,8 @@ def from_loss(
 ) -> Family:
   """A family with one network and one optimizer.
 
-  The step averages the loss over the batch's unmasked examples, in
+  The step averages the loss over the batch's unmasked examples (the masked ones
+  must be finite), in
   `config.optim.microbatches` parts, updates by `config.optim`, and moves the
   EMA. A step whose loss or gradient is not finite changes nothing but `step`
   and the count of skipped steps.
@@ -190,7 +191,8 @@ def from_loss(
     skipped = count_skipped(state.extra["skipped"], good)
     metrics |= {
       "grad_norm": norm,
-      "learning_rate": schedule(state.step),
+      # A skipped step does not count for the optimizer.
+      "learning_rate": schedule(state.step - state.extra["skipped"][0]),
       "skipped": skipped[0],
       "skipped_in_a_row": skipped[1],
     }

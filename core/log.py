@@ -65,7 +65,7 @@ class Log:
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """One line of `metrics.jsonl`, and the same numbers for TensorBoard."""
-    if not self._active:
+    if not self._active or not values:
       return
     # JSON has no NaN: a number that is none is written as null.
     clean = {k: v if math.isfinite(v) else None for k, v in values.items()}

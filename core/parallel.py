@@ -33,11 +33,11 @@ def keep_freed_memory() -> None:
   """Tells glibc to keep memory that a step frees for the next one.
 
   XLA's CPU backend asks for its buffers anew at every step; by default glibc
-  returns large ones to the system, which then clears each page again. No effect
-  on accelerators or other C libraries. Must come before the first arrays.
+  returns large ones to the system, which then clears each page again. It holds for
+  the whole process. Must come before the first arrays.
   """
   trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # <malloc.h>
-  if not sys.platform.startswith("linux"):
+  if not sys.platform.startswith("linux") or jax.default_backend() != "cpu":
     return
   mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
   if mallopt is not None:
@@ -66,6 +66,8 @@ def initialize() -> None:
     jax.distributed.initialize()
   elif all(values):
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if not (values[1].isdecimal() and values[2].isdecimal()):
+      raise UserError(f"{names[1]} and {names[2]} must be whole numbers.")
     jax.distributed.initialize(values[0], int(values[1]), int(values[2]))
   elif any(values):
     raise UserError(f"set all of {', '.join(names)} in the environment, or none.")
@@ -107,12 +109,16 @@ class Parallel:
 
     return jax.tree.map(place, tree)
 
-  def check_batch(self, batch_size: int, microbatches: int) -> None:
-    """Raises UserError if the global batch can't be cut evenly."""
+  def check_batch(
+    self, batch_size: int, microbatches: int = 1, field: str = "data.batch_size"
+  ) -> None:
+    """Raises UserError if the global batch `field` can't be cut evenly."""
+    if microbatches < 1:
+      raise UserError(f"optim.microbatches={microbatches} must be 1 or more.")
     ways = self.mesh.size * microbatches
-    if batch_size % ways:
+    if batch_size < 1 or batch_size % ways:
       raise UserError(
-        f"data.batch_size={batch_size} does not divide by {self.mesh.size} devices x"
+        f"{field}={batch_size} does not divide by {self.mesh.size} devices x"
         f" {microbatches} microbatches; use a multiple of {ways}."
       )
 
@@ -120,13 +126,6 @@ class Parallel:
     """This process's rows -> the global batch, cut over all devices."""
     return jax.tree.map(
       lambda a: jax.make_array_from_process_local_data(self.rows, np.asarray(a)), batch
-    )
-
-  def whole(self, tree: PyTree) -> PyTree:
-    """A host array, equal on every process, on every device."""
-    return jax.tree.map(
-      lambda a: jax.make_array_from_process_local_data(self.replicated, np.asarray(a)),
-      tree,
     )
 
   def init(self, fn: Callable[..., PyTree], *args: Any) -> PyTree:
@@ -158,9 +157,8 @@ class Parallel:
       )
 
       def put(batch: PyTree) -> PyTree:
-        return jax.tree.map(
-          lambda a: np.reshape(a, (local, a.shape[0] // local, *a.shape[1:])), batch
-        )
+        cut = lambda a: np.reshape(a, (local, a.shape[0] // local, *a.shape[1:]))  # noqa: E731
+        return self.put(jax.tree.map(cut, batch))
 
       return Step(mapped.lower(state, put(batch), rng).compile(), put)
     shards = self.shardings(state)

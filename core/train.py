@@ -66,19 +66,22 @@ def train(
   log = None
   try:
     first = next(stream)
-    seed = jax.random.key(config.seed)
-    state = initial_state(run, family, checkpoints, seed, first)
+    # One branch of keys for each use, so that no two share a draw.
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    state = initial_state(run, family, checkpoints, init_key, first)
     step_fn = run.compile_step(family.step, state, first)
     size, memory = count_params(state.params), step_fn.memory() / 2**20
     say(
       f"{size:,} parameters, {memory:,.0f} MiB a device; from step {start} to"
       f" {cfg.steps}"
     )
+    if start >= cfg.steps:
+      say(f"nothing to do: train.steps={cfg.steps} are done; set it higher to go on")
     log = Log(workdir, start, cfg.steps)
     with stop_requested() as stopping:
       step, batch = start, first
       while step < cfg.steps:
-        state, metrics = step_fn(state, batch, jax.random.fold_in(seed, step))
+        state, metrics = step_fn(state, batch, jax.random.fold_in(step_key, step))
         step += 1
         # The next batch is fetched while the devices work.
         batch = next(stream) if step < cfg.steps else None
@@ -87,7 +90,7 @@ def train(
           report(log, step, metrics, batch_size, cfg.max_skipped)
         # Before the checkpoint: a run killed in between does both again.
         for hook in hooks:
-          if not stop and (done or due(step, hook.every)):
+          if done or (due(step, hook.every) and not stop):
             log.write(step, hook.run(state))
         if done or stop or due(step, cfg.checkpoint_every):
           checkpoints.save(step, state)
@@ -108,13 +111,13 @@ def initial_state(
   run: Parallel,
   family: Family,
   checkpoints: Checkpoints,
-  seed: jax.Array,
+  rng: jax.Array,
   batch: Batch,
 ) -> State:
   """The newest checkpoint's state, or a fresh one, where training needs it."""
   if checkpoints.latest() is None:
-    return run.init(family.init, seed, run.put(batch))
-  shapes = jax.eval_shape(family.init, seed, batch)
+    return run.init(family.init, rng, run.put(batch))
+  shapes = jax.eval_shape(family.init, rng, batch)
   return checkpoints.restore(abstract_like(shapes, run.shardings(shapes)))
 
 

@@ -14,7 +14,16 @@ from core.errors import UserError
 
 # Fields that change neither the model nor the data it sees, so that a run may
 # resume with other values: how long, how often, where, on what.
-FREE = ("train.", "sample.", "eval.", "parallel.", "data.dir", "data.path")
+FREE = (
+  "train.",
+  "sample.",
+  "eval.",
+  "parallel.",
+  "data.dir",
+  "model.remat",
+  "model.scan",
+  "optim.microbatches",
+)
 
 
 def open_workdir(path: str, config: ConfigDict) -> Path:
@@ -59,10 +68,13 @@ def reopen_workdir(path: str, config: ConfigDict) -> Path:
 def check_same(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> None:
   """Raises UserError naming each field that would change the model or the data."""
   old, new = dict(_flat(old)), dict(_flat(new))
+  # These learning rates depend on where the run ends.
+  decays = new.get("optim.schedule") in ("cosine", "linear")
+  bound = ("train.steps",) if decays else ()
   changed = [
     f"{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} given"
     for key in sorted(old.keys() | new.keys())
-    if not key.startswith(FREE) and old.get(key) != new.get(key)
+    if old.get(key) != new.get(key) and (key in bound or not key.startswith(FREE))
   ]
   if changed:
     raise UserError(

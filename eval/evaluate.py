@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from core.errors import unknown
+from core.errors import UserError, unknown
 from core.family import Batch, Family, State
 from core.parallel import Parallel
 
@@ -14,11 +14,12 @@ from core.parallel import Parallel
 class Evaluator:
   """The mean of each eval over unmasked examples; compiled once.
 
-  Example i draws from fold_in(key(seed), i), so the result does not depend on
+  Example i draws from a key of its own, so the result does not depend on
   the batch size or the number of devices.
 
   Raises:
-    UserError: `config.eval.metrics` names an eval the family does not have.
+    UserError: `config.eval.metrics` names an eval the family does not have, or the
+      batch does not fit the devices.
   """
 
   def __init__(self, config: ConfigDict, family: Family, run: Parallel):
@@ -26,8 +27,11 @@ class Evaluator:
     for name in names:
       if name not in family.evals:
         raise unknown("eval.metrics", name, family.evals)
+    run.check_batch(config.eval.batch_size, field="eval.batch_size")
+    if config.eval.num_images < 0:
+      raise UserError("eval.num_images must be 0 (all) or more.")
     self._run = run
-    self._rng = jax.random.key(config.seed)
+    self._rng = jax.random.fold_in(jax.random.key(config.seed), 2)
     self._fns = run.run(
       lambda state, batch, rng: {
         **{name: family.evals[name](state, batch, rng) for name in names},

@@ -40,6 +40,16 @@ def example_batch(config: ConfigDict) -> Batch:
   }
 
 
+def shapes(config: ConfigDict, generator: Family) -> State:
+  """The state without its numbers; shows whether the networks fit the data.
+
+  Raises:
+    UserError: they do not.
+  """
+  rng = jax.random.key(config.seed)
+  return jax.eval_shape(generator.init, rng, example_batch(config))
+
+
 def conditions(
   config: ConfigDict, captions: Sequence[str], labels: Sequence[int]
 ) -> Cond:
@@ -56,11 +66,10 @@ def trained(config: ConfigDict, workdir: Path) -> tuple[Family, Parallel, State]
     UserError: there is no checkpoint, or it does not fit the config.
   """
   generator, run = family(config), parallel.make(config.parallel)
-  rng = jax.random.key(config.seed)
-  shapes = jax.eval_shape(generator.init, rng, example_batch(config))
-  checkpoints = Checkpoints(workdir)
+  abstract = shapes(config, generator)
+  checkpoints = Checkpoints(workdir, read_only=True)
   try:
-    state = checkpoints.restore(abstract_like(shapes, run.shardings(shapes)))
+    state = checkpoints.restore(abstract_like(abstract, run.shardings(abstract)))
   finally:
     checkpoints.close()
   return generator, run, state

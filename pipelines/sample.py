@@ -12,7 +12,8 @@ from core.errors import UserError, unknown
 from core.family import Family, Samples, State
 from core.parallel import Parallel
 from core.workdir import explained
-from data.source import Dataset
+from data.batches import choose
+from data.source import Dataset, Example
 from pipelines import build, pictures
 
 Sampler = Callable[[State], Samples]
@@ -29,7 +30,12 @@ def sampler(
   """state -> `each` samples of each prompt, in order of prompts; compiled once.
 
   The noise of sample i depends on `config.sample.seed` and on i alone.
+
+  Raises:
+    UserError: `each` is below 1.
   """
+  if each < 1:
+    raise UserError("sample.per_prompt and sample.num_images must be 1 or more.")
   captions = [p for p in prompts for _ in range(each)]
   n = len(captions)
   pad = -n % run.mesh.size  # so that the devices share the work evenly
@@ -75,10 +81,16 @@ def preview(
   return run
 
 
-def prompts_for(config: ConfigDict, given: Sequence[str], data: Dataset) -> list[str]:
+def prompts_for(
+  config: ConfigDict, given: Sequence[str], load: Callable[[], Dataset]
+) -> list[str]:
   """The prompts given, else the config's, else all classes or some captions.
 
-  An unconditional generator takes none: its pictures go by the name 'any'.
+  An unconditional generator takes none: its pictures go by the name 'any'. The
+  data are loaded only where they are needed.
+
+  Raises:
+    UserError: prompts for an unconditional generator, or none to be found.
   """
   if config.text.encoder == "none":
     if given:
@@ -87,13 +99,30 @@ def prompts_for(config: ConfigDict, given: Sequence[str], data: Dataset) -> list
   if given or config.sample.prompts:
     return list(given or config.sample.prompts)
   if config.text.encoder == "label":
-    return list(class_names(data))
-  seen = (next(iter(data.captions(i).values()))[0] for i in range(len(data)))
-  return list(dict.fromkeys(seen))[: config.sample.num_images]
+    return list(class_names(load()))
+  data, captions = load(), {}
+  for i in range(len(data)):
+    example = Example(None, data.captions(i), -1)
+    captions[choose(example, tuple(config.data.languages), i, 0)] = None
+    if len(captions) > config.sample.num_images:
+      break
+  captions.pop("", None)
+  if not captions:
+    raise UserError("the data have no captions to draw; set sample.prompts.")
+  return list(captions)[: config.sample.num_images]
 
 
 def class_names(data: Dataset) -> dict[str, int]:
-  """Each class's name (its first caption, else its number) and number, in order."""
+  """Each class's name (its first caption, else its number) and number, in order.
+
+  Raises:
+    UserError: the data have no classes.
+  """
+  if not data.classes:
+    raise UserError(
+      f"data set {data.name} has no class labels; set text.encoder to 'bytes' or"
+      " 'none'."
+    )
   names = {}
   for i in range(len(data)):
     if len(names) == data.classes:
@@ -103,7 +132,9 @@ def class_names(data: Dataset) -> dict[str, int]:
   return dict(sorted(names.items(), key=lambda item: item[1]))
 
 
-def labels_for(config: ConfigDict, prompts: Sequence[str], data: Dataset) -> list[int]:
+def labels_for(
+  config: ConfigDict, prompts: Sequence[str], load: Callable[[], Dataset]
+) -> list[int]:
   """The class of each prompt, given by number or by name; 0 where none is used.
 
   Raises:
@@ -111,7 +142,7 @@ def labels_for(config: ConfigDict, prompts: Sequence[str], data: Dataset) -> lis
   """
   if config.text.encoder != "label":
     return [0] * len(prompts)
-  names = class_names(data)
+  names = class_names(load())
   names |= {str(label): label for label in names.values()}
   for prompt in prompts:
     if prompt not in names:

@@ -7,7 +7,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Eight simulated devices, so that pmap and meshes are tested on any machine.
 flags = os.environ.get("XLA_FLAGS", "")
-os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+  f"{flags} --xla_force_host_platform_device_count=8"
+  # Tests compile for longer than they compute.
+  " --xla_backend_optimization_level=0"
+)
 # Compiled programs are kept, so that the second run of the tests is fast.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")

@@ -63,9 +63,12 @@ class Parts:
     monkeypatch.setattr(ddpm, "from_loss", from_loss)
     monkeypatch.setattr(ddpm.sampler, "sample", sample)
     self.config = make_config(**fields)
+    encoder = self.config.text.encoder
     ddpm.make(self.config, SPEC)
+    # Compiled where there is much to compile; else the single operations are shared.
+    init = jax.jit(caught["init"]) if encoder == "bytes" else caught["init"]
     first = jax.tree.map(jnp.asarray, batch_of(self.config, 2))
-    self.params = caught["init"](jax.random.key(0), first)
+    self.params = init(jax.random.key(0), first)
     self._loss = noting(lambda *args: caught["loss"](*args)[0])
     self._eval = noting(caught["evals"]["loss"])
     self._denoise = noting(denoise)
@@ -241,7 +244,7 @@ def test_sampling_and_training_have_one_null_condition(monkeypatch, encoder):
 
 @pytest.mark.parametrize(
   ("schedule", "prediction"),
-  [("cosine", "eps"), ("rectified_flow", "velocity"), ("edm", "x")],
+  [("cosine", "eps"), ("edm", "x")],
 )
 def test_guidance_is_linear_in_its_scale(monkeypatch, schedule, prediction):
   x_t = jnp.asarray(np.random.default_rng(1).normal(size=(2, *SPEC.shape)), jnp.float32)

@@ -83,12 +83,13 @@ def test_resume_from_eight_devices_onto_two(alone, tmp_path) -> None:
   assert largest_difference(alone.params, state.params) < 1e-5
 
 
-def test_two_processes_equal_one(tmp_path) -> None:
+@pytest.mark.parametrize(("backend", "fsdp"), [("auto", 1), ("mesh", 2)])
+def test_two_processes_equal_one(tmp_path, backend: str, fsdp: int) -> None:
   """Two gloo processes of two devices against one process of four."""
   flags = (
     *on_folder(picture_folder(tmp_path / "pictures")),
-    "--config.parallel.backend=mesh",
-    "--config.parallel.fsdp=2",
+    f"--config.parallel.backend={backend}",
+    f"--config.parallel.fsdp={fsdp}",
     "--config.train.eval_every=0",
     "--config.train.sample_every=0",
     "--config.sample.prompts=('colour 1',)",

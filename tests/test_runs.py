@@ -34,7 +34,8 @@ QUIET = ("--config.train.sample_every=0", "--config.train.eval_every=0")
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
   folder = picture_folder(tmp_path_factory.mktemp("pictures"))
-  return (*on_folder(folder), "--config.sample.prompts=('colour 1','颜色2')")
+  constant = "--config.optim.schedule=constant"
+  return (*on_folder(folder), constant, "--config.sample.prompts=('colour 1','颜色2')")
 
 
 def final_state(workdir: Path):
@@ -140,7 +141,6 @@ def test_kill_at_any_moment(tmp_path: Path, flags: tuple[str, ...]) -> None:
     *QUIET,
     f"--config.train.steps={steps}",
     "--config.train.checkpoint_every=5",
-    "--config.optim.schedule=constant",
   )
   assert run(command(tmp_path / "alone", *plan)).returncode == 0
   draw, kills, resumed = random.Random(0), 0, []
@@ -175,3 +175,11 @@ def wait_for_partial_checkpoint(workdir: Path) -> None:
     if any("tmp" in path.name for path in (workdir / "checkpoints").glob("*")):
       return
   raise AssertionError("no checkpoint was written within a minute")
+
+
+def test_a_reader_changes_nothing(tmp_path: Path) -> None:
+  """Another process may be writing there."""
+  reader = Checkpoints(tmp_path, read_only=True)
+  assert reader.latest() is None
+  reader.close()
+  assert not list(tmp_path.iterdir())

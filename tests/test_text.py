@@ -45,13 +45,18 @@ def test_a_long_caption_is_cut():
   assert mask.all()
 
 
-def test_case_and_outer_spaces_mean_nothing():
-  for one, two in zip(
-    byte_tokens.tokenize("  Red HEART\n", 12),
-    byte_tokens.tokenize("red heart", 12),
-    strict=True,
+@pytest.mark.parametrize(
+  ("one", "two"),
+  [
+    ("  Red HEART\n", "red heart"),
+    ("\u304b\u3099", "\u304c"),  # ka and a voicing mark, or ga in one character
+  ],
+)
+def test_case_outer_spaces_and_unicode_form_mean_nothing(one, two):
+  for a, b in zip(
+    byte_tokens.tokenize(one, 12), byte_tokens.tokenize(two, 12), strict=True
   ):
-    np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(a, b)
 
 
 def test_a_zero_byte_is_not_padding():

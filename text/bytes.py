@@ -16,7 +16,7 @@ def tokenize(
   Letter case, outer spaces and the Unicode form (it is made NFC) carry no meaning
   in a caption.
   """
-  text = unicodedata.normalize("NFC", caption).strip().lower()
+  text = unicodedata.normalize("NFC", caption.strip().lower())
   raw = text.encode("utf-8")[:max_tokens]
   tokens = np.zeros(max_tokens, np.int32)
   tokens[: len(raw)] = np.frombuffer(raw, np.uint8).astype(np.int32) + 1

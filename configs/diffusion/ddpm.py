@@ -2,7 +2,10 @@
 
 The default is the paper's CIFAR-10 setting (appendix B): linear betas, 1000
 ancestral steps, eps prediction, L_simple, U-Net with attention at 16x16, Adam at
-2e-4, EMA 0.9999, batch 128, 800,000 steps. Table 2: FID 3.17.
+2e-4, EMA 0.9999, batch 128, 800,000 steps. Table 2: FID 3.17, with the variance
+beta_t; the 'ddpm' sampler takes the posterior's, which is smaller, so expect a higher
+FID. Two more differences: the U-Net is modulated by scale and shift, and conditioned on
+logsnr instead of t.
 
 Variants:
   :openmoji32     text to image on OpenMoji in three languages, with a small DiT in

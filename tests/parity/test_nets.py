@@ -36,6 +36,10 @@ def close(ours, theirs, atol=1e-4) -> None:
   )
 
 
+def run(module, params, *args) -> jax.Array:
+  return jax.jit(module.apply)({"params": params}, *args)
+
+
 def randomised(module: torch.nn.Module) -> torch.nn.Module:
   """A module in evaluation mode whose norms and biases are not at 1 and 0."""
   torch.manual_seed(0)
@@ -158,7 +162,9 @@ def compare(net, params, grads_of, x, logsnr, theirs) -> None:
 
   @jax.jit
   def ours(params, x):
-    apply = lambda params, x: net.apply({"params": params}, x, logsnr, Cond())  # noqa: E731
+    def apply(params: dict, x: jax.Array) -> jax.Array:
+      return net.apply({"params": params}, x, jnp.asarray(logsnr), Cond())
+
     y, back = jax.vjp(apply, params, x)
     return y, back(g)
 
@@ -179,6 +185,7 @@ def test_unet() -> None:
       down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
       up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
       attention_head_dim=16,
+      attn_norm_num_groups=32,  # in the middle there is no norm otherwise
       resnet_time_scale_shift="scale_shift",
       norm_eps=1e-6,
     )
@@ -245,7 +252,7 @@ def test_plain_block() -> None:
   )
   x, mask = normal(2, 6, 32), np.arange(6) < np.array([[6], [4]])
   bias = torch.tensor(np.where(mask, 0, -1e9).astype(np.float32))[:, None]
-  y = Block(heads=4).apply({"params": params}, x, jnp.asarray(mask))
+  y = run(Block(heads=4), params, x, mask)
   close(y, peer(torch.tensor(x), attention_mask=bias))
 
 
@@ -269,10 +276,10 @@ def test_attention(masked) -> None:
 def test_group_norm() -> None:
   x, scale_shift = 2 + normal(2, 6, 5, 64), normal(2, 128)
   peer = randomised(torch.nn.GroupNorm(32, 64, eps=1e-6))
-  y = GroupNorm().apply({"params": norm(value, peer)}, x)
+  y = run(GroupNorm(), norm(value, peer), x)
   theirs = peer(torch.tensor(x.transpose(0, 3, 1, 2))).permute(0, 2, 3, 1)
   close(y, theirs, atol=1e-5)
-  y = GroupNorm().apply({"params": norm(value, peer)}, x, scale_shift)
+  y = run(GroupNorm(), norm(value, peer), x, scale_shift)
   scale, shift = torch.tensor(scale_shift)[:, None, None].chunk(2, dim=-1)
   close(y, theirs * (1 + scale) + shift, atol=1e-5)
 
@@ -284,5 +291,6 @@ def test_embeddings() -> None:
   )
   close(sinusoidal(jnp.asarray(x), 64), theirs)
   # Theirs has sines first, and the column before the row.
-  theirs = get_2d_sincos_pos_embed(32, 5, output_type="np").reshape(5, 5, 2, 2, 8)
-  close(positions_2d(5, 5, 32), theirs[:, :, ::-1, ::-1].reshape(25, 32), atol=1e-6)
+  table = get_2d_sincos_pos_embed(32, 5, base_size=5, output_type="pt")
+  table = table.reshape(25, 2, 2, 8).flip(1, 2)
+  close(positions_2d(5, 5, 32), table.reshape(25, 32), atol=1e-6)
