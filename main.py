@@ -30,6 +30,7 @@ def train(config: ConfigDict, path: str) -> None:
   build.shapes(config, family)
   evaluator = Evaluator(config, family, run)
   data = source.load(config.data, config.data.train_split)
+  build.check_classes(config, data)
   held_out = source.load(config.data, config.data.eval_split)
   prompts = sample.prompts_for(config, [], lambda: held_out)
   labels = sample.labels_for(config, prompts, lambda: held_out)
@@ -93,6 +94,12 @@ def main(argv: list[str]) -> int:
   except UserError as error:
     print(f"taolu: {error}", file=sys.stderr)
     return 2
+  except KeyboardInterrupt:
+    print(
+      "taolu: interrupted; the same command goes on from the last checkpoint.",
+      file=sys.stderr,
+    )
+    return 130
   return 0
 
 

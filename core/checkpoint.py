@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from jaxtyping import PyTree
 
 from core.errors import UserError
@@ -32,14 +33,22 @@ class Checkpoints:
   ):
     self.folder = workdir.resolve() / "checkpoints"
     if read_only:
-      options = ocp.CheckpointManagerOptions(read_only=True)
+      options = ocp.CheckpointManagerOptions(
+        read_only=True, save_interval_steps=0, create=False
+      )
     else:
       options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         keep_period=keep_every or None,
         cleanup_tmp_directories=True,
       )
-    self._manager = ocp.CheckpointManager(self.folder, options=options)
+    level = logging.get_verbosity()
+    if read_only:  # Orbax warns of what was asked for
+      logging.set_verbosity(logging.ERROR)
+    try:
+      self._manager = ocp.CheckpointManager(self.folder, options=options)
+    finally:
+      logging.set_verbosity(level)
 
   def latest(self) -> int | None:
     """The newest complete step, or None."""

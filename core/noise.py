@@ -269,7 +269,8 @@ def shifted(schedule: Schedule, shift: float) -> Schedule:
 
   Hoogeboom et al. 2023, section 3.1 (shift = size / 64); for rectified flow it is
   the time shift of Esser et al. 2024 (Stable Diffusion 3), eq. 23:
-  t -> shift t / (1 + (shift - 1) t).
+  t -> shift t / (1 + (shift - 1) t). The density of t stays, so the noise levels seen
+  in training move as those of sampling do.
   """
   offset = 2 * math.log(shift)
   return schedule._replace(logsnr=lambda t: _bounded(schedule.logsnr(t) - offset))

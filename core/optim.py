@@ -33,7 +33,9 @@ def learning_rate(optim: ConfigDict, steps: int) -> optax.Schedule:
     case "rsqrt":
       if warmup < 1:
         raise UserError("optim.schedule='rsqrt' needs optim.warmup_steps of 1 or more.")
-      after = lambda step: peak * jnp.sqrt(warmup / (step + warmup))  # noqa: E731
+      # Before the warm-up's end its value is not used, but must not divide by zero.
+      late = lambda step: jnp.maximum(step, 0) + warmup  # noqa: E731
+      after = lambda step: peak * jnp.sqrt(warmup / late(step))  # noqa: E731
     case other:
       known = ("constant", "cosine", "linear", "rsqrt")
       raise unknown("optim.schedule", other, known)

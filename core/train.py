@@ -60,11 +60,14 @@ def train(
     f" {jax.process_count()} process(es)"
   )
   run.check_batch(batch_size, config.optim.microbatches)
-  checkpoints = Checkpoints(workdir, cfg.keep, cfg.keep_every)
-  start = checkpoints.latest() or 0
-  stream = batches(start)
-  log = None
-  try:
+  with contextlib.ExitStack() as closing:
+    # From here on: compiling the step may take minutes.
+    stopping = closing.enter_context(stop_requested())
+    checkpoints = Checkpoints(workdir, cfg.keep, cfg.keep_every)
+    closing.callback(checkpoints.close)
+    start = checkpoints.latest() or 0
+    stream = batches(start)
+    closing.callback(getattr(stream, "close", lambda: None))
     first = next(stream)
     # One branch of keys for each use, so that no two share a draw.
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
@@ -78,33 +81,31 @@ def train(
     if start >= cfg.steps:
       say(f"nothing to do: train.steps={cfg.steps} are done; set it higher to go on")
     log = Log(workdir, start, cfg.steps)
-    with stop_requested() as stopping:
-      step, batch = start, first
-      while step < cfg.steps:
-        state, metrics = step_fn(state, batch, jax.random.fold_in(step_key, step))
-        step += 1
-        # The next batch is fetched while the devices work.
-        batch = next(stream) if step < cfg.steps else None
-        done, stop = step == cfg.steps, stopping(step)
-        if done or stop or due(step, cfg.log_every):
-          report(log, step, metrics, batch_size, cfg.max_skipped)
-        # Before the checkpoint: a run killed in between does both again.
-        for hook in hooks:
-          if done or (due(step, hook.every) and not stop):
-            log.write(step, hook.run(state))
-        if done or stop or due(step, cfg.checkpoint_every):
-          checkpoints.save(step, state)
-        if stop:
-          break
+    closing.callback(log.close)
+    step, batch = start, first
+    while step < cfg.steps:
+      state, metrics = step_fn(state, batch, jax.random.fold_in(step_key, step))
+      step += 1
+      # The next batch is fetched while the devices work.
+      batch = next(stream) if step < cfg.steps else None
+      done, stop = step == cfg.steps, stopping(step)
+      if done or stop or due(step, cfg.log_every):
+        report(log, step, metrics, batch_size, cfg.max_skipped)
+      # Before the checkpoint: a run killed in between does both again.
+      for hook in hooks:
+        if done or (due(step, hook.every) and not stop):
+          jax.block_until_ready(state)
+          with log.off_the_clock():
+            values = hook.run(state)
+          log.write(step, values)
+      if done or stop or due(step, cfg.checkpoint_every):
+        checkpoints.save(step, state)
+      if stop:
+        break
     checkpoints.wait()
     if step < cfg.steps:
       say(f"stopped at step {step}, saved; the same command goes on from there")
     return state
-  finally:
-    if log is not None:
-      log.close()
-    checkpoints.close()
-    getattr(stream, "close", lambda: None)()
 
 
 def initial_state(

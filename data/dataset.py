@@ -1,7 +1,7 @@
 """`Dataset`: pictures with captions and labels, read at random, decoded on demand."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,8 +32,7 @@ class Dataset:
 
   Attributes:
     name: what messages call it.
-    shape: of every picture, (size, size, channels).
-    classes: how many labels there are; 0 when the data have none.
+    classes: their names, label 0 first; empty when the data have none.
     languages: codes of the languages that captions come in.
     cached: decoded pictures stay in memory.
   """
@@ -46,16 +45,15 @@ class Dataset:
     *,
     shape: tuple[int, int, int],
     captions: Callable[[int], Captions],
-    classes: int = 0,
+    classes: Sequence[str] = (),
     languages: Iterable[str] = (),
   ):
     """`read(i)` decodes example i; `captions(i)` gives its text without decoding.
 
-    Both may be called from several threads.
+    Both may be called from several threads. `shape` is that of every picture.
     """
     self.name = name
-    self.shape = shape
-    self.classes = classes
+    self.classes = tuple(classes)
     self.languages = tuple(sorted(languages))
     self.cached = length * int(np.prod(shape)) <= CACHE_BYTES
     self.captions = captions

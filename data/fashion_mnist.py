@@ -81,7 +81,7 @@ def load(config: ConfigDict, split: str) -> Dataset:
     read,
     shape=(size, size, channels),
     captions=lambda i: captions[labels[i]],
-    classes=len(NAMES),
+    classes=NAMES,
     languages=("en",),
   )
 

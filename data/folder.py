@@ -9,11 +9,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from absl import logging
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from core.errors import UserError
+from core.log import say
 from data import dataset, images
 from data.dataset import Captions, Dataset, Example
 
@@ -92,7 +92,7 @@ def load(config: ConfigDict, split: str) -> Dataset:
     read,
     shape=(config.size, config.size, config.channels),
     captions=texts.__getitem__,
-    classes=len(classes),
+    classes=[dataset.words(name) for name in classes],
     languages={code for own in captions.values() for code in own},
   )
 
@@ -216,7 +216,7 @@ def check(
   """Decodes every file: (those that are whole, their pictures if all fit in memory)."""
   size, channels = config.size, config.channels
   keep = len(files) * size * size * channels <= dataset.CACHE_BYTES
-  logging.info("Checking %d images in %s.", len(files), root)
+  say(f"reading {len(files):,} images in {root}")
 
   def attempt(file: str) -> Any:
     try:
@@ -251,4 +251,4 @@ def report(root: Path, bad: list[str], total: int, on_bad_image: str) -> None:
     raise UserError(
       f"{told}; repair or remove them, or set data.on_bad_image to 'skip'."
     )
-  logging.warning("%s; they are skipped.", told)
+  say(f"{told}; they are skipped")

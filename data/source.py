@@ -40,6 +40,7 @@ def load(config: ConfigDict, split: str) -> Dataset:
         size=size,
         channels=channels,
         match=config.match,
+        on_bad_image=config.on_bad_image,
         # Flat shapes with sharp edges: area averaging neither rings nor blurs.
         resample=Resampling.BOX if name == "openmoji" else Resampling.LANCZOS,
       )

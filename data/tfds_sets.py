@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from core.errors import UserError
+from core.log import say
 from data import dataset, images
 from data.dataset import Captions, Dataset, Example
 
@@ -114,13 +115,15 @@ def open_builder(
   size: int,
   channels: int,
   match: str = "",
+  on_bad_image: str = "fail",
   resample: Image.Resampling = Image.Resampling.LANCZOS,
 ) -> Dataset:
   """The split of a prepared builder.
 
   Picks the first image feature and the first class label; captions are the text
   features whose name says so (a dict of them is captions by language), else the
-  label's name, in English.
+  label's name, in English. With `on_bad_image` 'skip' the next whole picture takes
+  the place of one that cannot be read.
 
   Raises:
     UserError: no such split, no image feature, pictures too small or coloured
@@ -140,7 +143,7 @@ def open_builder(
       f"{name} has no split {split!r}: choose among {', '.join(builder.info.splits)}."
     ) from error
   texts = [key for key in features if any(word in key.lower() for word in TEXT)]
-  classes = features[label_key].names if label_key else []
+  classes = [dataset.words(n) for n in features[label_key].names] if label_key else []
   languages = {"en"} if classes else set()
   if texts:
     languages = set(language_features(features[texts[0]])) or {"en"}
@@ -152,7 +155,7 @@ def open_builder(
     if texts:
       return captions(record[texts[0]], features[texts[0]])
     label = label_of(record)
-    return {"en": (dataset.words(classes[label]),)} if label >= 0 else {}
+    return {"en": (classes[label],)} if label >= 0 else {}
 
   test = dataset.matches(match)
   rows = range(len(source))
@@ -161,14 +164,21 @@ def open_builder(
   if not rows:
     raise dataset.nothing_matches(name, split, match)
 
+  skipped = set()
+
   def read(i: int) -> Example:
     record, where = source[rows[i]], f"Image {rows[i]} of {name}"
     try:
       image = images.decode(record[image_key], size)
     except images.Unreadable as error:
+      told = f"{where} ({split}) is damaged ({error})"
+      skipped.add(i)
+      if on_bad_image == "skip" and len(skipped) < len(rows):
+        say(f"{told}: skipped, {len(skipped)} so far")
+        return read((i + 1) % len(rows))
       raise UserError(
-        f"{where} ({split}) is damaged ({error}): delete {builder.data_dir} and "
-        "prepare the data set again."
+        f"{told}: delete {builder.data_dir} and prepare the data set again, or set "
+        "data.on_bad_image to 'skip'."
       ) from error
     pixels = images.fit(image, size, channels, where, resample)
     return Example(pixels, captions_of(record), label_of(record))
@@ -179,7 +189,7 @@ def open_builder(
     read,
     shape=(size, size, channels),
     captions=lambda i: captions_of(source[rows[i]]),
-    classes=len(classes),
+    classes=classes,
     languages=languages,
   )
   loaded[0]  # pictures of the wrong kind are refused now, not in the first batch

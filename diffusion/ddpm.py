@@ -72,7 +72,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
 
   Raises:
     UserError: unknown prediction, sampler, schedule or network, or numbers of
-      sampling steps or frames below 1.
+      sampling steps or frames below 1, guidance without a trained null condition.
   """
   schedule = noise.make(config.noise)
   prediction, space = config.diffusion.prediction, config.diffusion.loss
@@ -84,6 +84,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     raise unknown("sample.sampler", settings.sampler, sampler.ETA)
   if min(settings.steps, settings.frames) < 1:
     raise UserError("sample.steps and sample.frames must be 1 or more.")
+  encoders.check_guidance(config.text, settings.guidance_scale)
   denoiser = Denoiser(
     encoders.make(config.text, build.dtype(config.model)),
     build.make(config.model, spec.shape[-1]),

@@ -57,7 +57,7 @@ class CrossAttention(nn.Module):
   The learned pair (k_0, v_0) is always there to be read, so a text whose mask is
   all False (the null condition) is well defined: exactly v_0. The text is
   normalised first, which Imagen found to matter (Saharia et al. 2022,
-  arXiv:2205.11487, section 2.3.1), and the output starts at zero.
+  arXiv:2205.11487, section 2.5), and the output starts at zero.
   """
 
   heads: int

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from core import family as families
 from core import parallel
 from core.checkpoint import Checkpoints, abstract_like
+from core.errors import UserError
 from core.family import Batch, Family, Spec, State
 from core.parallel import Parallel
 from data.batches import eval_batches, train_batches
@@ -48,6 +49,22 @@ def shapes(config: ConfigDict, generator: Family) -> State:
   """
   rng = jax.random.key(config.seed)
   return jax.eval_shape(generator.init, rng, example_batch(config))
+
+
+def check_classes(config: ConfigDict, dataset: Dataset) -> None:
+  """Raises UserError if text.classes is not the number of classes of the data."""
+  if config.text.encoder != "label":
+    return
+  if not dataset.classes:
+    raise UserError(
+      f"data set {dataset.name} has no class labels; set text.encoder to 'bytes' or"
+      " 'none'."
+    )
+  if config.text.classes != len(dataset.classes):
+    raise UserError(
+      f"data set {dataset.name} has {len(dataset.classes)} classes and text.classes is"
+      f" {config.text.classes}; set text.classes to {len(dataset.classes)}."
+    )
 
 
 def conditions(

@@ -9,12 +9,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from core.errors import UserError, unknown
-from core.family import Family, Samples, State
+from core.family import Family, Samples, State, sample_keys
 from core.parallel import Parallel
 from core.workdir import explained
 from data.batches import choose
 from data.source import Dataset, Example
 from pipelines import build, pictures
+from text.cond import Cond
 
 Sampler = Callable[[State], Samples]
 
@@ -44,7 +45,13 @@ def sampler(
     captions + captions[:1] * pad,
     [label for label in labels for _ in range(each)] + list(labels[:1]) * pad,
   )
-  fn = run.run(lambda state, rng, cond: family.sample(state, rng, cond, n + pad))
+
+  def compute(state: State, rng: jax.Array, cond: Cond) -> Samples:
+    # The keys are cut over the devices, and so is what is drawn from them.
+    keys = jax.lax.with_sharding_constraint(sample_keys(rng, n + pad), run.rows)
+    return family.sample(state, keys, cond, n + pad)
+
+  fn = run.run(compute)
   mine = slice_of_process(cond)
 
   def draw(state: State) -> Samples:
@@ -99,7 +106,7 @@ def prompts_for(
   if given or config.sample.prompts:
     return list(given or config.sample.prompts)
   if config.text.encoder == "label":
-    return list(class_names(load()))
+    return list(load().classes)
   data, captions = load(), {}
   for i in range(len(data)):
     example = Example(None, data.captions(i), -1)
@@ -112,26 +119,6 @@ def prompts_for(
   return list(captions)[: config.sample.num_images]
 
 
-def class_names(data: Dataset) -> dict[str, int]:
-  """Each class's name (its first caption, else its number) and number, in order.
-
-  Raises:
-    UserError: the data have no classes.
-  """
-  if not data.classes:
-    raise UserError(
-      f"data set {data.name} has no class labels; set text.encoder to 'bytes' or"
-      " 'none'."
-    )
-  names = {}
-  for i in range(len(data)):
-    if len(names) == data.classes:
-      break
-    captions = next(iter(data.captions(i).values()), (str(data.label(i)),))
-    names[captions[0]] = data.label(i)
-  return dict(sorted(names.items(), key=lambda item: item[1]))
-
-
 def labels_for(
   config: ConfigDict, prompts: Sequence[str], load: Callable[[], Dataset]
 ) -> list[int]:
@@ -142,8 +129,9 @@ def labels_for(
   """
   if config.text.encoder != "label":
     return [0] * len(prompts)
-  names = class_names(load())
-  names |= {str(label): label for label in names.values()}
+  classes = load().classes
+  names = {name: i for i, name in enumerate(classes)}
+  names |= {str(i): i for i in range(len(classes))}
   for prompt in prompts:
     if prompt not in names:
       raise unknown("prompt", prompt, names)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -29,6 +30,13 @@ def load_config(file: str, variant: str = "tiny") -> ConfigDict:
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module.get_config(variant)
+
+
+def variants(file: str) -> list[str]:
+  """The variants of a config file, the plain one first, as its refusal lists them."""
+  with pytest.raises(ValueError, match="known: ") as refusal:
+    load_config(file, "?")
+  return ["", *str(refusal.value).split("known: ")[1].split(", ")]
 
 
 def random_batch(config: ConfigDict, step: int = 0) -> Batch:

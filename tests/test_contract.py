@@ -15,7 +15,13 @@ from core.family import make as make_family
 from core.train import train
 from core.workdir import open_workdir
 from pipelines import build
-from tests.runs import CONFIGS, largest_difference, load_config, random_batch
+from tests.runs import (
+  CONFIGS,
+  largest_difference,
+  load_config,
+  random_batch,
+  variants,
+)
 
 SEED = jax.random.key(0)
 
@@ -52,10 +58,11 @@ def stream(config: ConfigDict, start: int):
     start += 1
 
 
-def test_every_config_has_a_full_size(subtests: pytest.Subtests) -> None:
-  for name in CONFIGS:
-    with subtests.test(name):
-      config = load_config(name, "")
+def test_every_variant_fits_together(subtests: pytest.Subtests) -> None:
+  """At full size too: the networks are built without their numbers."""
+  for name, variant in [(file, v) for file in CONFIGS for v in variants(file)]:
+    with subtests.test(f"{name}:{variant}"):
+      config = load_config(name, variant)
       family = make_family(
         config, Spec((config.data.size,) * 2 + (config.data.channels,))
       )

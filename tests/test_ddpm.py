@@ -257,6 +257,7 @@ def test_guidance_is_linear_in_its_scale(monkeypatch, schedule, prediction):
       noise__schedule=schedule,
       diffusion__prediction=prediction,
       sample__guidance_scale=scale,
+      text__drop=0.1,
     )
     return parts.denoise(cond, x_t, logsnr), len(parts.seen["x"])
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from core import parallel
 from core.checkpoint import Checkpoints
+from core.errors import UserError
 from core.train import train
 from core.workdir import open_workdir
 from pipelines import build
@@ -120,7 +121,7 @@ def test_many_bad_steps_stop_the_run(tmp_path: Path, monkeypatch) -> None:
       yield batch
 
   workdir = open_workdir(str(tmp_path), config)
-  with pytest.raises(Exception, match=r"last 3 steps before step 5; start"):
+  with pytest.raises(UserError, match=r"last 3 steps before step 5; start"):
     train(config, build.family(config), one, batches, workdir)
   rows = logged(tmp_path)
   assert [row["skipped_in_a_row"] for row in rows] == [0, 0, 1, 2, 3]

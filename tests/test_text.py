@@ -216,3 +216,11 @@ def test_raw_conditions_refuse(fields, label, sentence):
 def test_encoders_refuse(fields, sentence):
   with pytest.raises(UserError, match=sentence):
     encoders.make(config(**fields))
+
+
+def test_guidance_needs_a_null_condition_that_was_trained():
+  encoders.check_guidance(config(encoder="bytes", drop=0.1), 3.0)
+  encoders.check_guidance(config(encoder="bytes", drop=0.0), 1.0)
+  encoders.check_guidance(config(encoder="none", drop=0.0), 3.0)
+  with pytest.raises(UserError, match="set text.drop above 0"):
+    encoders.check_guidance(config(encoder="bytes", drop=0.0), 3.0)

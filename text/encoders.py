@@ -93,6 +93,15 @@ def make(text: ConfigDict, dtype: Any = jnp.float32) -> nn.Module:
   raise unknown("text.encoder", text.encoder, KINDS)
 
 
+def check_guidance(text: ConfigDict, guidance_scale: float) -> None:
+  """Raises UserError if guidance asks for a null condition that is never trained."""
+  if text.encoder != "none" and guidance_scale != 1 and text.drop <= 0:
+    raise UserError(
+      f"sample.guidance_scale={guidance_scale} needs a model that was trained without"
+      " its condition at times: set text.drop above 0, or sample.guidance_scale to 1."
+    )
+
+
 def raw(text: ConfigDict) -> Callable[[str, int], Cond]:
   """(caption, label) -> the raw Cond of one example, numpy, without a batch axis.
 
