@@ -16,11 +16,11 @@ class Unreadable(Exception):
   """The bytes are not a whole picture."""
 
 
-def decode(file: bytes | str | PathLike, size: int) -> Image.Image:
+def decode(file: bytes | str | PathLike, size: int = 0) -> Image.Image:
   """A picture from its bytes or path, upright, as mode L or RGB.
 
   Transparent parts become white. `size` only tells a JPEG decoder how much of a
-  large photograph it may leave out.
+  large photograph it may leave out; with 0 every pixel is decoded.
 
   Raises:
     Unreadable: damaged, truncated, or not one of FORMATS.
@@ -29,7 +29,8 @@ def decode(file: bytes | str | PathLike, size: int) -> Image.Image:
     with Image.open(
       io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS
     ) as image:
-      image.draft(None, (2 * size, 2 * size))
+      if size:
+        image.draft(None, (2 * size, 2 * size))
       image = ImageOps.exif_transpose(image)
       image.load()
   # Pillow's decoders raise a dozen different types on damaged data.

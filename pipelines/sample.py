@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from core.errors import UserError, unknown
-from core.family import Family, Samples, State, sample_keys
+from core.family import Family, Samples, State, example_keys
 from core.parallel import Parallel
 from core.workdir import explained
 from data.batches import choose
@@ -38,24 +39,41 @@ def sampler(
   if each < 1:
     raise UserError("sample.per_prompt and sample.num_images must be 1 or more.")
   captions = [p for p in prompts for _ in range(each)]
+  labels = [label for label in labels for _ in range(each)]
   n = len(captions)
-  pad = -n % run.mesh.size  # so that the devices share the work evenly
-  cond = build.conditions(
-    config,
-    captions + captions[:1] * pad,
-    [label for label in labels for _ in range(each)] + list(labels[:1]) * pad,
-  )
+  # So that the devices share the work evenly.
+  draw = batch_sampler(config, family, run, n + -n % run.mesh.size)
+  return lambda state: draw(state, 0, captions, labels)
 
-  def compute(state: State, rng: jax.Array, cond: Cond) -> Samples:
+
+def batch_sampler(
+  config: ConfigDict, family: Family, run: Parallel, size: int
+) -> Callable[[State, int, Sequence[str], Sequence[int]], Samples]:
+  """(state, first, captions, labels) -> samples first, first + 1, ...
+
+  Compiled once for `size` of them, or fewer. The noise of sample i depends on
+  `config.sample.seed` and on i alone.
+  """
+
+  def compute(state: State, first: jax.Array, cond: Cond) -> Samples:
+    ids = first + jnp.arange(size, dtype=jnp.uint32)
+    keys = example_keys(jax.random.key(config.sample.seed), ids)
     # The keys are cut over the devices, and so is what is drawn from them.
-    keys = jax.lax.with_sharding_constraint(sample_keys(rng, n + pad), run.rows)
-    return family.sample(state, keys, cond, n + pad)
+    keys = jax.lax.with_sharding_constraint(keys, run.rows)
+    return family.sample(state, keys, cond, size)
 
   fn = run.run(compute)
-  mine = slice_of_process(cond)
 
-  def draw(state: State) -> Samples:
-    out = fn(state, jax.random.key(config.sample.seed), run.put(mine))
+  def draw(
+    state: State, first: int, captions: Sequence[str], labels: Sequence[int]
+  ) -> Samples:
+    n, pad = len(captions), size - len(captions)
+    cond = build.conditions(
+      config,
+      [*captions, *captions[:1] * pad],
+      [*labels, *labels[:1] * pad],
+    )
+    out = fn(state, np.uint32(first), run.put(slice_of_process(cond)))
     images, frames = jax.device_get(out)
     return Samples(images[:n], frames[:, :n])
 

@@ -1,0 +1,118 @@
+"""What is scored: a set of pictures in order, from a folder, an archive or data."""
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from core.errors import UserError
+from data import images
+from data.dataset import Dataset
+from data.folder import SUFFIXES, find
+
+Picture = UInt8[np.ndarray, "h w 3"]
+
+
+class ImageSet(NamedTuple):
+  """Pictures of any sizes, in colour; reading one may be done in any thread.
+
+  Attributes:
+    name: what reports call it.
+    files: what each picture is called, to find the pairs of two sets; may be empty.
+    length: how many there are.
+    read: index -> pixels.
+  """
+
+  name: str
+  length: int
+  read: Callable[[int], Picture]
+  files: tuple[str, ...] = ()
+
+  def first(self, count: int) -> "ImageSet":
+    """The first `count` of them, all if that is 0."""
+    count = min(count or self.length, self.length)
+    return self._replace(length=count, files=self.files[:count])
+
+  def sha256(self) -> str:
+    """A hash of all pixels in order: the same pictures, the same hash."""
+    whole = hashlib.sha256()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+      for start in range(0, self.length, 1024):
+        indices = range(start, min(start + 1024, self.length))
+        for picture in pool.map(self.read, indices):
+          whole.update(str(picture.shape).encode())
+          whole.update(np.ascontiguousarray(picture))
+    return whole.hexdigest()
+
+
+def of_array(name: str, pixels: UInt8[np.ndarray, "n h w c"]) -> ImageSet:
+  """Pictures in memory; grey ones are repeated for three channels."""
+  return ImageSet(name, len(pixels), lambda i: colour(pixels[i]))
+
+
+def of_dataset(dataset: Dataset, split: str) -> ImageSet:
+  """A split of the data that a family was trained on, in its order."""
+  return ImageSet(
+    f"{dataset.name}:{split}", len(dataset), lambda i: colour(dataset.image(i))
+  )
+
+
+def colour(pixels: UInt8[np.ndarray, "h w c"]) -> Picture:
+  """Grey repeated for three channels."""
+  return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
+
+
+def open_images(path: str) -> ImageSet:
+  """All images under a folder, in the order of their names, or an .npz archive.
+
+  In an archive, the array `images` (or else the only one, or `arr_0`) holds uint8
+  [n, h, w, 1 or 3]; `samples/samples.npz` of a run is one.
+
+  Raises:
+    UserError: there is nothing there, or something else.
+  """
+  place = Path(path).expanduser()
+  if place.suffix == ".npz":
+    return archive(place)
+  if not place.is_dir():
+    raise UserError(f"{place} is neither a folder of images nor an .npz archive.")
+  files = find(place)
+  if not files:
+    raise UserError(f"no images under {place}: put {', '.join(SUFFIXES)} files there.")
+
+  def read(i: int) -> Picture:
+    try:
+      picture = images.decode(place / files[i])
+    except images.Unreadable as error:
+      raise UserError(
+        f"{place / files[i]} cannot be read ({error}); repair it or remove it."
+      ) from error
+    return np.asarray(picture.convert("RGB"))
+
+  return ImageSet(str(place), len(files), read, tuple(files))
+
+
+def archive(file: Path) -> ImageSet:
+  """The pictures in an .npz archive."""
+  try:
+    with np.load(file) as arrays:
+      names = [n for n in ("images", "arr_0", *arrays.files) if n in arrays.files]
+      pixels = arrays[names[0]]
+  except FileNotFoundError as error:
+    raise UserError(f"{file} does not exist.") from error
+  except (OSError, ValueError, IndexError, EOFError, zipfile.BadZipFile) as error:
+    raise UserError(f"{file} is not a whole .npz archive ({error}).") from error
+  if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] not in (1, 3):
+    raise UserError(
+      f"{file} holds {names[0]} of type {pixels.dtype} and shape {pixels.shape}; it"
+      " must be uint8 [n, height, width, 1 or 3]."
+    )
+  if not len(pixels):
+    raise UserError(f"{file} holds no pictures.")
+  return of_array(str(file), pixels)
