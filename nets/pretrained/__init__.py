@@ -1,0 +1,1 @@
+"""Frozen networks with published weights, that features and distances come from."""
