@@ -1,0 +1,98 @@
+"""The frozen networks against the implementations their weights come from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch_fidelity.feature_extractor_inceptionv3 as fidelity
+import torchvision
+from efficientnet_lite_pytorch import EfficientNet
+from pytorch_fid import inception as pytorch_fid
+from torch_fidelity.interpolate_compat_tensorflow import (
+  interpolate_bilinear_2d_like_tensorflow1x,
+)
+
+from nets.pretrained import efficientnet, inception, resize
+
+RNG = np.random.default_rng(0)
+
+
+def pixels(*shape: int) -> jax.Array:
+  return jnp.asarray(RNG.integers(256, size=(*shape, 3)), jnp.float32)
+
+
+def nchw(x: jax.Array) -> torch.Tensor:
+  return torch.tensor(np.asarray(x).transpose(0, 3, 1, 2))
+
+
+def close(ours, theirs, rtol=1e-4) -> None:
+  """Within rtol of the peer's largest number."""
+  theirs = theirs.detach().numpy()
+  np.testing.assert_allclose(ours, theirs, rtol=0, atol=rtol * abs(theirs).max())
+
+
+def run(net, params, *args):
+  return jax.jit(net.apply)({"params": params}, *args)
+
+
+def randomised(net: torch.nn.Module) -> torch.nn.Module:
+  """In evaluation mode, each norm with statistics and an affine map of its own."""
+  torch.manual_seed(0)
+  for module in net.modules():
+    if isinstance(module, torch.nn.Conv2d):
+      torch.nn.init.kaiming_normal_(module.weight)
+    if isinstance(module, torch.nn.BatchNorm2d):
+      for tensor in (module.weight.data, module.running_var):
+        tensor.uniform_(0.7, 1.3)
+      for tensor in (module.bias.data, module.running_mean):
+        tensor.normal_(std=0.1)
+  return net.eval()
+
+
+@pytest.mark.parametrize("size", [(64, 96), (75, 50)])
+def test_efficientnet(size) -> None:
+  peer = EfficientNet.from_name("efficientnet-lite0", image_size=size).eval()
+  peer.load_state_dict(torch.load(efficientnet.path()))
+  x = pixels(2, *size)
+  ours = run(efficientnet.EfficientNetLite0(), efficientnet.load(), x)
+  with torch.no_grad():
+    scaled = (nchw(x) - 127) / 128
+    close(ours.logits, peer(scaled))
+    close(ours.pool, peer.extract_features(scaled).mean((2, 3)))
+
+
+def test_inception(monkeypatch, tmp_path) -> None:
+  # Both peers have the names and shapes of torchvision's.
+  random = torchvision.models.inception_v3(
+    num_classes=1008, aux_logits=False, init_weights=False
+  )
+  state = randomised(random).state_dict()
+  file = tmp_path / inception.FILE
+  torch.save(state, file)
+  params = inception.load(file)
+
+  names = ["2048", "logits", "logits_unbiased"]
+  peer = fidelity.FeatureExtractorInceptionV3("random", names, str(file))
+  x = pixels(2, 40, 33)
+  ours = run(inception.InceptionV3(), params, resize.bilinear_tf1(x, 299, 299))
+  for a, b in zip(ours, peer(nchw(x).to(torch.uint8)), strict=True):
+    close(a, b)
+
+  # It is fully convolutional, so that a small image will do.
+  x = pixels(1, 107, 139)
+  monkeypatch.setattr(pytorch_fid, "load_state_dict_from_url", lambda *_, **__: state)
+  small = pytorch_fid.InceptionV3(resize_input=False).eval()
+  ours = run(inception.InceptionV3(center=127.5), params, x)
+  close(ours.pool, small(nchw(x) / 255)[0].mean((2, 3)))
+
+
+@pytest.mark.parametrize("size", [(5, 40), (100, 17), (37, 16)])
+def test_resize(size) -> None:
+  x = pixels(2, 37, 32)
+  for name in ("bilinear", "bicubic"):
+    ours = getattr(resize, name)(x, *size)
+    theirs = torch.nn.functional.interpolate(nchw(x), size, mode=name)
+    close(ours, theirs.permute(0, 2, 3, 1), rtol=1e-5)
+  theirs = interpolate_bilinear_2d_like_tensorflow1x(nchw(x), size, align_corners=False)
+  close(resize.bilinear_tf1(x, *size), theirs.permute(0, 2, 3, 1), rtol=1e-5)
