@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import lpips as lpips_pytorch
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch_fidelity.interpolate_compat_tensorflow import (
   interpolate_bilinear_2d_like_tensorflow1x,
 )
 
-from nets.pretrained import efficientnet, inception, resize
+from nets.pretrained import efficientnet, inception, lpips, resize, vgg
 
 RNG = np.random.default_rng(0)
 
@@ -85,6 +86,56 @@ def test_inception(monkeypatch, tmp_path) -> None:
   small = pytorch_fid.InceptionV3(resize_input=False).eval()
   ours = run(inception.InceptionV3(center=127.5), params, x)
   close(ours.pool, small(nchw(x) / 255)[0].mean((2, 3)))
+
+
+@pytest.mark.parametrize("net", ["vgg16", "alexnet"])
+def test_convolutions(net) -> None:
+  peer = randomised(getattr(torchvision.models, net)())
+  # The last pooling, which is not ours, left out.
+  layers, x = peer.features[:-1], 2 * pixels(2, 47, 64) / 255 - 1
+  y, taps = nchw(x), []
+  for layer, following in zip(layers, peer.features[1:], strict=True):
+    y = layer(y)
+    if isinstance(layer, torch.nn.ReLU) and (
+      net == "alexnet" or isinstance(following, torch.nn.MaxPool2d)
+    ):
+      taps.append(y.clone())
+  state = {name: value.numpy() for name, value in peer.state_dict().items()}
+  ours = run(vgg.Convolutions(net), vgg.convert(state), x)
+  for a, b in zip(ours, taps, strict=True):
+    close(a, b.permute(0, 2, 3, 1))
+
+
+@pytest.mark.filterwarnings("ignore:.*(pretrained|weights).*:UserWarning")
+@pytest.mark.parametrize(("net", "name"), [("vgg16", "vgg"), ("alexnet", "alex")])
+def test_lpips(net, name) -> None:
+  # Its own heads; the convolutions, which it would download, are ours.
+  peer = lpips_pytorch.LPIPS(net=name, pnet_rand=True, verbose=False)
+  params = lpips.load(net)
+  convs = [m for m in peer.net.modules() if isinstance(m, torch.nn.Conv2d)]
+  assert len(convs) == len(params["convolutions"])
+  for i, conv in enumerate(convs):
+    ours = params["convolutions"][f"conv_{i}"]
+    conv.weight.data = torch.tensor(np.asarray(ours["kernel"]).transpose(3, 2, 0, 1))
+    conv.bias.data = torch.tensor(np.asarray(ours["bias"]))
+
+  x, y = (2 * pixels(2, 41, 64) / 255 - 1 for _ in range(2))
+  y = y.at[1].set(0.9 * x[1])  # one pair far apart, one close together
+  tx = nchw(x).requires_grad_()
+  theirs = peer(tx, nchw(y))[:, 0, 0, 0]
+  theirs.sum().backward()
+
+  @jax.jit
+  def ours(params, x, y):
+    def total(x: jax.Array) -> tuple:
+      distance = lpips.LPIPS(net).apply({"params": params}, x, y)
+      return distance.sum(), distance
+
+    return jax.grad(total, has_aux=True)(x)
+
+  grad, distance = ours(params, x, y)
+  close(distance, theirs)
+  close(grad, tx.grad.permute(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize("size", [(5, 40), (100, 17), (37, 16)])
