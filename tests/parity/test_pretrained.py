@@ -13,8 +13,9 @@ from pytorch_fid import inception as pytorch_fid
 from torch_fidelity.interpolate_compat_tensorflow import (
   interpolate_bilinear_2d_like_tensorflow1x,
 )
+from transformers import Dinov2Config, Dinov2Model
 
-from nets.pretrained import efficientnet, inception, lpips, resize, vgg
+from nets.pretrained import dinov2, efficientnet, inception, lpips, resize, vgg
 
 RNG = np.random.default_rng(0)
 
@@ -136,6 +137,30 @@ def test_lpips(net, name) -> None:
   grad, distance = ours(params, x, y)
   close(distance, theirs)
   close(grad, tx.grad.permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("swiglu", [False, True])
+def test_dinov2(swiglu, tmp_path) -> None:
+  torch.manual_seed(0)
+  config = Dinov2Config(
+    hidden_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    image_size=84,
+    use_swiglu_ffn=swiglu,
+  )
+  peer = Dinov2Model(config).eval()
+  with torch.no_grad():
+    for p in peer.parameters():
+      p.add_(0.2 * torch.randn_like(p))
+  peer.save_pretrained(tmp_path)
+  net, params = dinov2.load(tmp_path)
+  for size in (84, 84), (56, 127):
+    x = pixels(2, *size)
+    scaled = torchvision.transforms.functional.normalize(
+      nchw(x) / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    )
+    close(run(net, params, x), peer(scaled).pooler_output)
 
 
 @pytest.mark.parametrize("size", [(5, 40), (100, 17), (37, 16)])
