@@ -6,10 +6,11 @@ import pytest
 from scipy.stats import mannwhitneyu, norm
 
 from core.errors import UserError
-from eval.metrics import neighbours
+from eval.metrics import alignment, neighbours
 from eval.metrics.manifold import manifold
 from eval.metrics.memorisation import mann_whitney, memorisation
 from eval.metrics.neighbours import nearest
+from eval.metrics.pixels import psnr, ssim
 
 
 def rng(seed=0):
@@ -184,3 +185,115 @@ def test_mann_whitney():
     assert norm.cdf(z) == pytest.approx(p, rel=1e-9)
     assert mann_whitney(y, x) == pytest.approx(-z)
   assert mann_whitney(np.ones(3), np.ones(4)) == 0
+
+
+# Pixels.
+
+
+def pictures(n=3, h=17, w=21, c=3, seed=0):
+  return jnp.asarray(rng(seed).uniform(-1, 1, (n, h, w, c)), jnp.float32)
+
+
+def ssim_by_hand(x, y, data_range=2.0):
+  """Wang et al. 2004, a window at a time, in float64."""
+  x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+  bell = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+  window = np.outer(bell, bell)[..., None] / bell.sum() ** 2
+  c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+  values = []
+  for i in range(x.shape[0] - 10):
+    for j in range(x.shape[1] - 10):
+      a, b = x[i : i + 11, j : j + 11], y[i : i + 11, j : j + 11]
+      ma, mb = (window * a).sum((0, 1)), (window * b).sum((0, 1))
+      va, vb = ((window * (z - m) ** 2).sum((0, 1)) for z, m in ((a, ma), (b, mb)))
+      cov = (window * (a - ma) * (b - mb)).sum((0, 1))
+      top = (2 * ma * mb + c1) * (2 * cov + c2)
+      values.append(top / ((ma**2 + mb**2 + c1) * (va + vb + c2)))
+  return np.mean(values)
+
+
+def test_psnr_by_hand():
+  x = pictures()
+  # An error of 0.1 everywhere in a range of 2: 20 log10(20) dB.
+  np.testing.assert_allclose(psnr(x, x + 0.1), 20 * np.log10(20), rtol=1e-5)
+  np.testing.assert_allclose(psnr(x / 2, x / 2 + 0.1, 1.0), 20, rtol=1e-5)
+  assert np.all(np.isinf(psnr(x, x)))
+  # Each picture by itself.
+  one = psnr(x, x.at[1].add(0.2))
+  assert np.isinf(one[0])
+  assert one[1] == pytest.approx(20, rel=1e-5)
+
+
+def test_ssim_by_hand():
+  x, y = pictures(), pictures(seed=1)
+  for other in (y, 0.7 * x + 0.3 * y, -x, 0.3 + 0.5 * x):
+    want = [ssim_by_hand(a, b) for a, b in zip(x, other, strict=True)]
+    np.testing.assert_allclose(ssim(x, other), want, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(ssim(x, x), 1, rtol=1e-6)
+  # Flat pictures have the luminance term alone.
+  flat = jnp.zeros((1, 11, 11, 1))
+  want = (2 * 0.5 * 0.25 + 4e-4) / (0.25 + 0.0625 + 4e-4)
+  np.testing.assert_allclose(ssim(flat + 0.5, flat + 0.25), want, rtol=1e-5)
+  with pytest.raises(UserError, match="10 x 21"):
+    ssim(x[:, :10], y[:, :10])
+
+
+def test_pixels_fall_with_noise_and_blur():
+  x = jnp.cumsum(pictures(4, 32, 32), axis=1) / 8  # smooth along one side
+  noise = pictures(4, 32, 32, seed=1)
+  for score in (psnr, ssim):
+    noisy = [np.asarray(score(x, x + level * noise)) for level in (0.05, 0.1, 0.3, 1)]
+    assert np.all(np.diff(noisy, axis=0) < 0)
+    blurred, values = x, []
+    for _ in range(4):
+      blurred = (blurred + jnp.roll(blurred, 1, axis=2)) / 2
+      values.append(np.asarray(score(x, blurred)))
+    assert np.all(np.diff(values, axis=0) < 0)
+
+
+# Pictures and captions.
+
+
+def test_score_is_the_cosine():
+  images = np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0], [0.0, 0.0]], np.float32)
+  texts = np.array([[3.0, 0.0], [0.0, -1.0], [1.0, 0.0], [1.0, 0.0]], np.float32)
+  want = [100, -100, 50 * 2**0.5, 0]
+  np.testing.assert_allclose(alignment.score(images, texts), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1024, 16, 7])
+def test_retrieval_equals_sorting(rows, monkeypatch):
+  monkeypatch.setattr(alignment, "ROWS", rows)
+  images = normal(50, 8)
+  texts = images + 1.2 * normal(50, 8, seed=1)
+  unit = [z / np.linalg.norm(z, axis=1, keepdims=True) for z in (images, texts)]
+  cosines = unit[0].astype(np.float64) @ unit[1].T.astype(np.float64)
+  for matrix, got in zip(
+    (cosines, cosines.T), alignment.retrieval(images, texts), strict=True
+  ):
+    rank = (matrix > np.diag(matrix)[:, None]).sum(1)
+    assert 0.1 < (rank < 1).mean() < 0.9
+    assert got == {k: pytest.approx((rank < k).mean()) for k in (1, 10)}
+
+
+def test_retrieval_on_a_permutation():
+  x = normal(30, 16)
+  assert alignment.retrieval(x, 5 * x) == ({1: 1, 10: 1}, {1: 1, 10: 1})
+  # Everyone has the next one's caption.
+  moved = alignment.retrieval(x, np.roll(x, 1, axis=0), at=(1,))
+  assert moved == ({1: 0}, {1: 0})
+
+
+def test_equal_embeddings_score_chance():
+  same = np.ones((20, 4), np.float32)
+  got = alignment.retrieval(same, same, at=(1, 5, 50))
+  want = {1: pytest.approx(1 / 20), 5: pytest.approx(5 / 20), 50: 1}
+  assert got == (want, want)
+  # The second picture has the first one's caption: for the first a draw, and lost for
+  # the second.
+  x = normal(10, 8)
+  texts = np.concatenate([x[:1], x[:1], x[2:]])
+  got = alignment.retrieval(x, texts, at=(1,)).image_to_text
+  assert got == {1: pytest.approx(8.5 / 10)}
+  with pytest.raises(UserError, match="at least one pair"):
+    alignment.retrieval(x[:0], x[:0])
