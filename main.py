@@ -10,11 +10,14 @@ from ml_collections import ConfigDict, config_flags
 
 from core import cli, parallel
 from core.errors import UserError
+from core.log import say
 from core.train import Hook
 from core.train import train as run_training
 from core.workdir import explained, open_workdir, reopen_workdir, write_atomic
 from data import source
-from eval.evaluate import Evaluator
+from eval import evaluate
+from eval.sampled import SampleScores
+from eval.scores import USUAL, table
 from pipelines import build, sample
 
 FLAGS = flags.FLAGS
@@ -28,20 +31,26 @@ def train(config: ConfigDict, path: str) -> None:
   family, run = build.family(config), parallel.make(config.parallel)
   run.check_batch(config.data.batch_size, config.optim.microbatches)
   build.shapes(config, family)
-  evaluator = Evaluator(config, family, run)
-  data = source.load(config.data, config.data.train_split)
+  names = tuple(config.eval.train_metrics) or tuple(family.evals)
+  own, sampled = evaluate.metrics(names, family, "eval.train_metrics")
+  evaluator = evaluate.Evaluator(config, family, run, own)
+  load = functools.cache(functools.partial(source.load, config.data))
+  data, held_out = load(config.data.train_split), load(config.data.eval_split)
   build.check_classes(config, data)
-  held_out = source.load(config.data, config.data.eval_split)
   prompts = sample.prompts_for(config, [], lambda: held_out)
   labels = sample.labels_for(config, prompts, lambda: held_out)
   each = -(-config.sample.num_images // len(prompts))
   sampler = sample.sampler(config, family, run, prompts, labels, each)
-  score = lambda s: evaluator.log(s, build.eval_stream(config, held_out))  # noqa: E731
+  scores = lambda s: evaluator.log(s, build.eval_stream(config, held_out))  # noqa: E731
   workdir = open_workdir(path, config)
   hooks = [
-    Hook(config.train.sample_every, sample.preview(sampler, each, workdir / "samples")),
-    Hook(config.train.eval_every, score),
+    Hook(config.train.sample_every, sample.preview(sampler, each, workdir / "samples"))
   ]
+  if own:
+    hooks.append(Hook(config.train.eval_every, scores))
+  if sampled:
+    more = SampleScores(config, family, run, workdir, sampled, load)
+    hooks.append(Hook(config.train.eval_every, more.log))
   run_training(config, family, run, build.train_stream(config, data), workdir, hooks)
 
 
@@ -59,14 +68,23 @@ def draw(config: ConfigDict, path: str) -> None:
       print(file)
 
 
-def evaluate(config: ConfigDict, path: str) -> None:
-  """Scores the newest EMA weights on the evaluation split; writes eval.json."""
+def score(config: ConfigDict, path: str) -> None:
+  """Scores the newest EMA weights; writes eval.json."""
   workdir = reopen_workdir(path, config)
   family, run, state = build.trained(config, workdir)
-  split = config.data.eval_split
-  stream = build.eval_stream(config, source.load(config.data, split))
-  scores = Evaluator(config, family, run)(state, stream)
-  scores = {"step": int(state.step), "split": split, **scores}
+  names = tuple(config.eval.metrics) or (*family.evals, *USUAL)
+  own, sampled = evaluate.metrics(names, family)
+  load = functools.cache(functools.partial(source.load, config.data))
+  scores = {"step": int(state.step)}
+  if own:
+    split = config.data.eval_split
+    stream = build.eval_stream(config, load(split))
+    evaluator = evaluate.Evaluator(config, family, run, own)
+    scores |= {"split": split, **evaluator(state, stream)}
+  if sampled:
+    records = SampleScores(config, family, run, workdir, sampled, load)(state)
+    scores |= {r["metric"]: r["value"] for r in records} | {"scores": records}
+    say(table(records))
   if jax.process_index() == 0:
     with explained(workdir):
       write_atomic(workdir / "eval.json", json.dumps(scores, indent=2) + "\n")
@@ -78,7 +96,7 @@ def prepare(config: ConfigDict, path: str) -> None:
   source.prepare(config.data)
 
 
-MODES = {"train": train, "sample": draw, "eval": evaluate, "prepare": prepare}
+MODES = {"train": train, "sample": draw, "eval": score, "prepare": prepare}
 flags.DEFINE_enum("mode", "train", list(MODES), "what to do")
 
 

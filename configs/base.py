@@ -90,8 +90,15 @@ def get_config() -> ConfigDict:
   c.sample.frames = 8  # of the film of each picture forming
 
   c.eval = ConfigDict()
-  c.eval.metrics = ()  # names among the family's evals; () takes all
-  c.eval.num_images = 1000  # of the evaluation split; 0 takes all
+  # What --mode=eval scores: the family's own evals, such as loss, and of samples fd,
+  # fd_infinity, kid, is, prdc, memorisation. () takes all but fd_infinity and is.
+  c.eval.metrics = ()
+  c.eval.train_metrics = ()  # the same in training; () takes the family's own
+  c.eval.num_images = 1000  # of the evaluation split, for its own evals; 0 takes all
+  c.eval.num_samples = 2000  # drawn for the others; papers draw 50,000
+  c.eval.reference_split = ""  # what they are compared with; '' is data.train_split
+  c.eval.features = "efficientnet_lite0"  # or inception, dinov2_small, _base, _large
+  c.eval.resize = "clean"  # or legacy_pytorch, legacy_tensorflow
   c.eval.batch_size = 64
 
   c.parallel = ConfigDict()
@@ -113,7 +120,7 @@ def tiny(c: ConfigDict) -> ConfigDict:
   c.train.steps, c.train.log_every = 4, 1
   c.train.checkpoint_every = c.train.sample_every = c.train.eval_every = 2
   c.sample.num_images, c.sample.steps, c.sample.frames = 4, 4, 2
-  c.eval.num_images, c.eval.batch_size = 16, 8
+  c.eval.num_images, c.eval.num_samples, c.eval.batch_size = 16, 16, 8
   return c
 
 

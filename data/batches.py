@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int, UInt64
 
 from core.errors import UserError
-from data.dataset import Dataset, Example
+from data.dataset import Captions, Dataset, Example
 from text.cond import Cond
 
 Batch = dict[str, Any]
@@ -104,7 +104,7 @@ def batch_at(
   draws = random_words(seed, first, rows)
   for i, (language, which, _, _) in zip(index.tolist(), draws.tolist(), strict=True):
     example = dataset[i]
-    caption = choose(example, languages, language, which)
+    caption = choose(example.captions, languages, language, which)
     examples.append(example)
     conds.append(make_cond(caption, example.label))
   batch = collate(examples, conds, positions)
@@ -139,7 +139,7 @@ def eval_batches(
     positions = np.arange(first, first + rows, dtype=np.int64)
     examples = [dataset[i] for i in (positions % len(dataset)).tolist()]
     conds = [
-      make_cond(choose(example, languages, p, 0), example.label)
+      make_cond(choose(example.captions, languages, p, 0), example.label)
       for p, example in zip(positions.tolist(), examples, strict=True)
     ]
     batch = collate(examples, conds, positions)
@@ -188,13 +188,13 @@ def collate(
 
 
 def choose(
-  example: Example, languages: Sequence[str], language: int, which: int
+  captions: Captions, languages: Sequence[str], language: int, which: int
 ) -> str:
   """The caption picked by two whole numbers of any size; '' if there is none."""
-  spoken = [code for code in languages if example.captions.get(code)]
+  spoken = [code for code in languages if captions.get(code)]
   if not spoken:
     return ""
-  texts = example.captions[spoken[language % len(spoken)]]
+  texts = captions[spoken[language % len(spoken)]]
   return texts[which % len(texts)]
 
 

@@ -1,6 +1,6 @@
 """A family's own evals (losses, likelihoods) over a split."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
@@ -9,6 +9,22 @@ from ml_collections import ConfigDict
 from core.errors import UserError, unknown
 from core.family import Batch, Family, State
 from core.parallel import Parallel
+from eval import scores
+
+
+def metrics(
+  names: Sequence[str], family: Family, field: str = "eval.metrics"
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """(the family's own evals, the scores of samples) among `names`.
+
+  Raises:
+    UserError: a name is neither.
+  """
+  for name in names:
+    if name not in (*family.evals, *scores.METRICS):
+      raise unknown(field, name, (*family.evals, *scores.METRICS))
+  own = tuple(name for name in names if name in family.evals)
+  return own, tuple(name for name in names if name not in own)
 
 
 class Evaluator:
@@ -17,16 +33,19 @@ class Evaluator:
   Example i draws from a key of its own, so the result does not depend on
   the batch size or the number of devices.
 
+  Args:
+    config: reads `eval` and `seed`.
+    family: whose evals.
+    run: the devices.
+    names: of the evals.
+
   Raises:
-    UserError: `config.eval.metrics` names an eval the family does not have, or the
-      batch does not fit the devices.
+    UserError: the batch does not fit the devices, or a negative number of images.
   """
 
-  def __init__(self, config: ConfigDict, family: Family, run: Parallel):
-    names = tuple(config.eval.metrics) or tuple(family.evals)
-    for name in names:
-      if name not in family.evals:
-        raise unknown("eval.metrics", name, family.evals)
+  def __init__(
+    self, config: ConfigDict, family: Family, run: Parallel, names: Sequence[str]
+  ):
     run.check_batch(config.eval.batch_size, field="eval.batch_size")
     if config.eval.num_images < 0:
       raise UserError("eval.num_images must be 0 (all) or more.")

@@ -19,15 +19,25 @@ def grid(
   images: Float[np.ndarray, "n h w c"], columns: int, side: int = 64, gap: int = 2
 ) -> Image.Image:
   """Pictures row by row, each enlarged by a whole factor to at least `side`."""
-  tiles = [_enlarged(image, side) for image in to_uint8(images)]
-  width, height = tiles[0].size
+  return sheet(to_uint8(images), columns, side, gap)
+
+
+def sheet(
+  images: Sequence[UInt8[np.ndarray, "..."]],
+  columns: int,
+  side: int = 64,
+  gap: int = 2,
+) -> Image.Image:
+  """`grid` of pixels in 0..255, the tiles as large as the largest picture."""
+  tiles = [_enlarged(image, side) for image in images]
+  width, height = (max(tile.size[i] for tile in tiles) for i in (0, 1))
   rows = -(-len(tiles) // columns)
   size = (columns * (width + gap) + gap, rows * (height + gap) + gap)
-  sheet = Image.new("RGB", size, "lightgrey")
+  paper = Image.new("RGB", size, "lightgrey")
   for i, tile in enumerate(tiles):
     row, column = divmod(i, columns)
-    sheet.paste(tile, (gap + column * (width + gap), gap + row * (height + gap)))
-  return sheet
+    paper.paste(tile, (gap + column * (width + gap), gap + row * (height + gap)))
+  return paper
 
 
 def film(frames: Float[np.ndarray, "k n h w c"], side: int = 64) -> Image.Image:

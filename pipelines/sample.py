@@ -14,7 +14,7 @@ from core.family import Family, Samples, State, example_keys
 from core.parallel import Parallel
 from core.workdir import explained
 from data.batches import choose
-from data.source import Dataset, Example
+from data.dataset import Dataset
 from pipelines import build, pictures
 from text.cond import Cond
 
@@ -127,8 +127,7 @@ def prompts_for(
     return list(load().classes)
   data, captions = load(), {}
   for i in range(len(data)):
-    example = Example(None, data.captions(i), -1)
-    captions[choose(example, tuple(config.data.languages), i, 0)] = None
+    captions[choose(data.captions(i), tuple(config.data.languages), i, 0)] = None
     if len(captions) > config.sample.num_images:
       break
   captions.pop("", None)

@@ -1,0 +1,177 @@
+"""Pictures -> features of a frozen net, on all devices, kept once they are known."""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import grain
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Float, PyTree
+
+from core import weights
+from core.errors import unknown
+from core.parallel import Parallel
+from core.workdir import explained
+from eval.images import ImageSet
+from eval.resize import Mode, resize
+from nets.pretrained import dinov2, efficientnet, inception
+
+# How the sha256 of the weights begins that FID is defined with; it is in their name.
+OFFICIAL = "6726825d"
+
+
+class FeatureNet(NamedTuple):
+  """A frozen network that scores are measured with.
+
+  Attributes:
+    name: as in 'FD-EfficientNetLite0'.
+    size: the side of the pictures it reads.
+    apply: (params, pixels in [0, 255]) -> (features [b, d], logits [b, k] or None).
+    sha256: of the file the weights came from.
+  """
+
+  name: str
+  size: int
+  apply: Callable[[PyTree, Array], tuple[Array, Array | None]]
+  params: PyTree
+  sha256: str
+
+
+class Features(NamedTuple):
+  """Of n pictures in their order; `logits` is None if the net is no classifier."""
+
+  values: Float[np.ndarray, "n d"]
+  logits: Float[np.ndarray, "n k"] | None
+
+
+NETS = (
+  "efficientnet_lite0",
+  "inception",
+  "dinov2_small",
+  "dinov2_base",
+  "dinov2_large",
+  "dinov2_giant",
+)
+
+
+def load(name: str, mode: Mode = "clean") -> FeatureNet:
+  """The net of that name with its real weights.
+
+  `mode` is how its pictures are resized: pytorch-fid also scales them otherwise.
+
+  Raises:
+    UserError: unknown name, or the weights are missing or damaged.
+  """
+  if name not in NETS:
+    raise unknown("eval.features", name, NETS)
+  match name:
+    case "efficientnet_lite0":
+      net, file, size = efficientnet.EfficientNetLite0(), efficientnet.path(), 224
+      params, called = efficientnet.load(file), "EfficientNetLite0"
+      outputs = lambda out: (out.pool, out.logits)  # noqa: E731
+    case "inception":
+      center = 127.5 if mode == "legacy_pytorch" else 128.0
+      net, file, size = inception.InceptionV3(center), inception.path(), 299
+      params, called = inception.load(file), "InceptionV3"
+      # Salimans et al. 2016 left out the bias, and so have all since.
+      outputs = lambda out: (out.pool, out.scores)  # noqa: E731
+    case _:
+      folder = dinov2.path(name.replace("_", "-"))
+      (net, params), file, size = dinov2.load(folder), folder / "model.safetensors", 224
+      called = f"DINOv2-{name.removeprefix('dinov2_')}"
+      outputs = lambda out: (out, None)  # noqa: E731
+  return FeatureNet(
+    called,
+    size,
+    lambda params, pixels: outputs(net.apply({"params": params}, pixels)),
+    params,
+    weights.sha256(file),
+  )
+
+
+def extract(
+  net: FeatureNet, images: ImageSet, run: Parallel, mode: Mode, batch_size: int
+) -> Features:
+  """The features of all pictures, in order; the last batch is filled up and cut.
+
+  Pictures are read and resized in background threads. Every process reads its rows
+  and gets all results, so that whatever follows does not know of devices.
+
+  Raises:
+    UserError: a picture can't be read, or the batch does not fit the devices.
+  """
+  run.check_batch(batch_size, field="eval.batch_size")
+  rows = batch_size // jax.process_count()
+  first = rows * jax.process_index()
+
+  def pixels(batch: int) -> Float[np.ndarray, "b s s 3"]:
+    indices = np.arange(rows) + int(batch) * batch_size + first
+    read = (images.read(i) for i in (indices % images.length).tolist())
+    return np.concatenate([resize(picture[None], net.size, mode) for picture in read])
+
+  batches = grain.MapDataset.range(-(-images.length // batch_size)).map(pixels)
+  threads = grain.ReadOptions(num_threads=os.cpu_count(), prefetch_buffer_size=4)
+  # Some chips multiply in bfloat16 by default.
+  with jax.default_matmul_precision("float32"):
+    apply = run.run(net.apply)
+    found = [
+      jax.device_get(apply(net.params, run.put(batch)))
+      for batch in batches.to_iter_dataset(threads)
+    ]
+  values, logits = zip(*found, strict=True)
+  cut = lambda parts: np.concatenate(parts)[: images.length]  # noqa: E731
+  return Features(cut(values), None if logits[0] is None else cut(logits))
+
+
+def cached(
+  net: FeatureNet, images: ImageSet, run: Parallel, mode: Mode, batch_size: int
+) -> Features:
+  """`extract`, or what it gave before for the same pixels, weights and resizing.
+
+  One .npz a set in TAOLU_CACHE (or ~/.cache/taolu)/features, with its provenance.
+
+  Raises:
+    UserError: as `extract`, or the folder can't be written.
+  """
+  provenance = {
+    "images": images.sha256(),
+    "count": images.length,
+    "features": net.name,
+    "weights": net.sha256,
+    "resize": mode,
+  }
+  key = hashlib.sha256(json.dumps(provenance).encode()).hexdigest()[:32]
+  home = Path(os.environ.get("TAOLU_CACHE") or "~/.cache/taolu").expanduser()
+  file = home / "features" / f"{key}.npz"
+  found = read(file)
+  # All processes compute, or none: some may have no file.
+  if np.all(multihost_utils.process_allgather(np.asarray(found is not None))):
+    return found
+  found = extract(net, images, run, mode, batch_size)
+  with explained(file.parent):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{os.getpid()}_{file.name}")
+    np.savez(
+      partial,
+      values=found.values,
+      logits=np.empty(0) if found.logits is None else found.logits,
+      provenance=json.dumps(provenance | {"name": images.name}),
+    )
+    os.replace(partial, file)
+  return found
+
+
+def read(file: Path) -> Features | None:
+  """The features in a file of `cached`, None if it is absent or cut short."""
+  try:
+    with np.load(file) as arrays:
+      logits = arrays["logits"]
+      return Features(arrays["values"], logits if logits.size else None)
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    return None

@@ -1,0 +1,183 @@
+"""Scores of two sets of pictures from anywhere.
+
+    python -m eval.score GENERATED REFERENCE [--held_out=MORE] [--metrics=fd,kid] ...
+
+GENERATED and REFERENCE are folders of images or .npz archives (see eval/images.py).
+Prints a table, and one JSON object a number to --output. psnr, ssim and lpips compare
+pictures of the same name (or place, in archives), such as reconstructions.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from core import parallel, weights
+from core.errors import UserError, unknown
+from core.log import say
+from core.workdir import explained, write_atomic
+from eval import features, scores
+from eval.images import ImageSet, open_images
+from eval.metrics import pixels
+from eval.resize import MODES
+from eval.sampled import neighbours
+from nets.pretrained import lpips
+from pipelines import pictures
+
+PAIRED = ("psnr", "ssim", "lpips")
+
+
+def main(argv: list[str]) -> int:
+  """Exit status: 0 done, 2 the user must change something."""
+  flags = parser().parse_args(argv)
+  try:
+    parallel.initialize()
+    parallel.keep_freed_memory()
+    records = run(flags)
+    if jax.process_index() == 0:
+      print(scores.table(records))
+      if flags.output:
+        file = Path(flags.output)
+        with explained(file):
+          write_atomic(file, "".join(f"{json.dumps(finite(r))}\n" for r in records))
+  except UserError as error:
+    print(f"taolu: {error}", file=sys.stderr)
+    return 2
+  return 0
+
+
+def parser() -> argparse.ArgumentParser:
+  """The command line."""
+  parser = argparse.ArgumentParser(prog="python -m eval.score", description=__doc__)
+  parser.formatter_class = argparse.RawDescriptionHelpFormatter
+  add = parser.add_argument
+  add("generated", help="what is scored")
+  add("reference", help="real pictures")
+  add("--held_out", help="real pictures that nothing was trained on (memorisation)")
+  add(
+    "--metrics",
+    default="fd,kid,prdc",
+    help=f"among {', '.join((*scores.METRICS, *PAIRED))}; default %(default)s",
+  )
+  add("--features", default="efficientnet_lite0", help=", ".join(features.NETS))
+  add("--resize", default="clean", choices=MODES, help="default %(default)s")
+  add("--num_images", type=int, default=0, help="the first so many of each; 0 for all")
+  add("--batch_size", type=int, default=64, help="over all devices")
+  add("--neighbours", help="PNG of samples and the nearest real pictures, to write")
+  add("--output", help="file for the numbers with their provenance, JSON lines")
+  return parser
+
+
+def run(flags: argparse.Namespace) -> list[dict[str, Any]]:
+  """The records of what is asked for.
+
+  Raises:
+    UserError: what is given can't be read or does not fit.
+  """
+  names = [name for name in flags.metrics.split(",") if name]
+  for name in names:
+    if name not in (*scores.METRICS, *PAIRED):
+      raise unknown("--metrics", name, (*scores.METRICS, *PAIRED))
+  sets = [open_images(path) for path in (flags.generated, flags.reference)]
+  generated, reference = (images.first(flags.num_images) for images in sets)
+  say(f"{generated.length:,} pictures against {reference.length:,}")
+  count = {"num_samples": generated.length, "num_reference": reference.length}
+  source = {"samples": generated.name, "reference": reference.name}
+  of_features = [name for name in names if name in scores.METRICS]
+  records = []
+  if of_features or flags.neighbours:
+    records += compare(flags, of_features, generated, reference)
+  for name, values in paired(names, generated, reference):
+    error = standard_error(values)
+    records.append({"metric": name, "value": float(np.mean(values)), "error": error})
+    if name.startswith("LPIPS"):
+      records[-1]["weights_sha256"] = weights.sha256(lpips.path("alexnet"))
+  return [record | count | source for record in records]
+
+
+def compare(
+  flags: argparse.Namespace,
+  names: list[str],
+  generated: ImageSet,
+  reference: ImageSet,
+) -> list[dict[str, Any]]:
+  """The scores of distributions."""
+  run = parallel.make(ConfigDict({"backend": "auto", "fsdp": 1}))
+  run.check_batch(flags.batch_size, field="--batch_size")
+  net = features.load(flags.features, flags.resize)
+  sets = [generated, reference]
+  if flags.held_out:
+    sets.append(open_images(flags.held_out).first(flags.num_images))
+  found = [
+    features.cached(net, images, run, flags.resize, flags.batch_size) for images in sets
+  ]
+  if flags.neighbours and jax.process_index() == 0:
+    picture = neighbours(generated, found[0], reference, found[1])
+    pictures.save(picture, Path(flags.neighbours))
+  provenance = {
+    "features": net.name,
+    "weights_sha256": net.sha256,
+    "resize": flags.resize,
+  }
+  return [scores.record(s) | provenance for s in scores.score(names, net, *found)]
+
+
+def paired(
+  names: list[str], generated: ImageSet, reference: ImageSet
+) -> Iterator[tuple[str, Float[np.ndarray, " n"]]]:
+  """(what it is called, the value of each pair) of the metrics of pairs.
+
+  Raises:
+    UserError: the two sets do not hold the same names or sizes.
+  """
+  wanted = [name for name in names if name in PAIRED]
+  if not wanted:
+    return
+  if generated.files != reference.files or generated.length != reference.length:
+    odd = sorted(set(generated.files) ^ set(reference.files))
+    hint = f"{odd[0]} is in one only" if odd else "they differ in number"
+    raise UserError(
+      f"{', '.join(wanted)} compare pictures of the same name, but {generated.name} and"
+      f" {reference.name} hold different ones ({hint})."
+    )
+  functions = {"psnr": jax.jit(pixels.psnr), "ssim": jax.jit(pixels.ssim)}
+  if "lpips" in wanted:
+    net, params = lpips.LPIPS("alexnet"), lpips.load("alexnet")
+    functions["lpips"] = jax.jit(lambda x, y: net.apply({"params": params}, x, y))
+  values = {name: [] for name in wanted}
+  for i in range(generated.length):
+    x, y = generated.read(i), reference.read(i)
+    if x.shape != y.shape:
+      raise UserError(
+        f"picture {i} is {x.shape[1]}x{x.shape[0]} in {generated.name} and"
+        f" {y.shape[1]}x{y.shape[0]} in {reference.name}: make them one size."
+      )
+    x, y = (p[None].astype(np.float32) * np.float32(2 / 255) - 1 for p in (x, y))
+    for name in wanted:
+      values[name].append(float(functions[name](x, y)[0]))
+  called = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS-AlexNet"}
+  for name in wanted:
+    yield called[name], np.asarray(values[name])
+
+
+def finite(record: dict[str, Any]) -> dict[str, Any]:
+  """JSON has no infinity, such as the PSNR of equal pictures: written as null."""
+  numbers = {k: v for k, v in record.items() if isinstance(v, float)}
+  return record | {k: None for k, v in numbers.items() if not math.isfinite(v)}
+
+
+def standard_error(values: Float[np.ndarray, " n"]) -> float:
+  """Of their mean."""
+  return float(np.std(values) / max(1, len(values) - 1) ** 0.5)
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))
