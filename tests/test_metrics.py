@@ -210,6 +210,7 @@ def test_mmd_equals_a_direct_loop(monkeypatch):
   assert want.stderr == pytest.approx(stderr, rel=1e-9)
   monkeypatch.setattr(kernel, "TILE", 5)
   assert mmd2(x, y) == pytest.approx(want, rel=1e-12)
+  assert mmd2(rng().permutation(x), rng().permutation(y)) == pytest.approx(want)
 
 
 def test_one_subset_of_all_is_the_whole():

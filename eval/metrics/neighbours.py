@@ -117,9 +117,9 @@ def blocks(
 ) -> Iterator[tuple[int, Float32[Array, "r d"]]]:
   """(number of the first row, centred rows), all blocks of one size: zeros at the end.
 
-  Blocks have `ROWS` rows, or n if that is less.
+  Blocks have `ROWS` rows, or as many less as an even cut allows.
   """
-  rows = min(ROWS, len(features))
+  rows = _even(len(features), ROWS)
   for start in range(0, len(features), rows):
     yield start, jnp.asarray(_centred(features[start : start + rows], centre, rows))
 
@@ -127,13 +127,18 @@ def blocks(
 def tiled(
   features: Float[np.ndarray, "n d"], centre: Float[np.ndarray, " d"]
 ) -> Float32[Array, "t c d"]:
-  """All rows on the device, centred, in tiles of `COLUMNS` (or n): zeros at the end."""
-  columns = min(COLUMNS, len(features))
-  tiles = [
-    _centred(features[start : start + columns], centre, columns)
-    for start in range(0, len(features), columns)
-  ]
-  return jnp.asarray(np.stack(tiles))
+  """All rows on the device, centred, in even tiles of at most `COLUMNS`, zeros last."""
+  columns = _even(len(features), COLUMNS)
+  count = -(-len(features) // columns)
+  tiles = np.empty((count, columns, features.shape[1]), np.float32)
+  for i, tile in enumerate(tiles):
+    tile[:] = _centred(features[i * columns : (i + 1) * columns], centre, columns)
+  return jnp.asarray(tiles)
+
+
+def _even(count: int, most: int) -> int:
+  """The size of as few parts as can be, none above `most`."""
+  return -(-count // -(-count // most))
 
 
 def _centred(
