@@ -26,7 +26,7 @@ def score(
 ) -> Float32[np.ndarray, " n"]:
   """100 cos(image_i, text_i), from -100 to 100; the mean is the score of a set.
 
-  Plain: not CLIPScore, which is 2.5 max(cos, 0) (Hessel et al. 2021, eq. 1), nor cut
+  Plain: not CLIPScore, which is 2.5 max(cos, 0) (Hessel et al. 2021), nor cut
   at 0. Embeddings need no unit length; one of length 0 has cosine 0.
   """
   return 100 * np.einsum("nd,nd->n", _unit(images), _unit(texts))
@@ -39,9 +39,10 @@ def retrieval(
 ) -> Retrieval:
   """R@k both ways: image i and text i are partners, ranked by cosine among all n.
 
-  Radford et al. 2021, section 3.1.4. Equal cosines, as of a repeated caption, are
-  thought of in random order and the expected share is given, so an encoder that maps
-  all to one point scores chance, k / n. The n x n matrix exists `ROWS` rows at a time.
+  The zero-shot retrieval of Radford et al. 2021 (CLIP). Equal cosines, as of a repeated
+  caption, are thought of in random order and the expected share is given, so an encoder
+  that maps all to one point scores chance, k / n. Of the n x n matrix `ROWS` rows exist
+  at a time.
 
   Raises:
     UserError: no pairs, or a k below 1.

@@ -149,11 +149,11 @@ def fd_infinity(
 ) -> Extrapolation:
   """The Fréchet distance extrapolated to endlessly many generated images.
 
-  FD of N images exceeds its limit by about slope / N (Chong & Forsyth 2020, section
-  3), so a line over 1/N is fitted to `points` counts, evenly spaced from `smallest`
-  to n, and read at 1/N = 0 (algorithm 1). Each count draws its images anew, without
-  replacement. What the reference's own finite count adds stays; the value may be
-  below 0 by chance.
+  FD of N images exceeds its limit by about slope / N, so a line over 1/N is fitted to
+  `points` counts, evenly spaced from `smallest` to n, and read at 1/N = 0 (Chong &
+  Forsyth 2020, FID-infinity, whose 15 points from 5,000 are the defaults). Each count
+  draws its images anew, without replacement. What the reference's own finite count
+  adds stays; the value may be below 0 by chance.
 
   Raises:
     UserError: fewer than two points, `smallest` is below 2 or not below n, or the

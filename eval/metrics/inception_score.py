@@ -21,7 +21,7 @@ def inception_score(
 ) -> InceptionScore:
   """exp E_x KL(p(y|x) || p(y)), from 1 to the number of classes.
 
-  Salimans et al. 2016, eq. 1, in float64. The rows are shuffled, then cut into
+  Salimans et al. 2016, section 4, in float64. The rows are shuffled, then cut into
   `splits` parts, each with a p(y) of its own; papers use 10 parts of 5,000 images.
   The shuffle is torch-fidelity's, so the same logits and seed give the same number.
 

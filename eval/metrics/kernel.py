@@ -38,9 +38,9 @@ def kernel_distance(
 ) -> KernelDistance:
   """MMD^2 averaged over random subsets of both, as KID is reported.
 
-  Binkowski et al. 2018, section 4: kernel (x.y / d + 1)^3, unbiased estimator, in
-  float64. The spread says how far one subset is off, not how far the mean is: for
-  that see `mmd2`. Subsets come from a `RandomState`, whose stream NumPy keeps for
+  Binkowski et al. 2018: kernel (x.y / d + 1)^3, unbiased estimator, in float64. The
+  spread says how far one subset is off, not how far the mean is: for that see `mmd2`.
+  Subsets come from a `RandomState`, whose stream NumPy keeps for
   ever, drawn as torch-fidelity draws them: the same features and seed give the same
   numbers.
 

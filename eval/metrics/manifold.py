@@ -41,12 +41,13 @@ def manifold(
 
     precision = share of y_j in some B_k(x_i)     (Kynkaanniemi et al. 2019, eq. 1-2)
     recall    = share of x_i in some B_k(y_j)
-    density   = sum_ij 1[y_j in B_k'(x_i)] / k' n   (Naeem et al. 2020, eq. 3)
-    coverage  = share of B_k'(x_i) holding some y_j  (eq. 4)
+    density   = sum_ij 1[y_j in B_k'(x_i)] / k' n   (Naeem et al. 2020)
+    coverage  = share of B_k'(x_i) holding some y_j        (the same)
 
   k' = density_k. Density may exceed 1. Three passes over pairs (real-real, sample-
-  sample, sample-real), in tiles: the peak beside the features is `neighbours`'s tile
-  and its comparisons, under 100 MB.
+  sample, sample-real), in tiles: beside both sets, the peak is a centred float32 copy
+  of one (400 MB at 50k x 2048, twice while it goes to the device) and under 100 MB of
+  tiles.
 
   Raises:
     UserError: too few images for k neighbours.

@@ -75,7 +75,7 @@ def mann_whitney(
   """z = (U - n m / 2) / sqrt(n m (n + m + 1) / 12), negative if samples are smaller.
 
   U counts the pairs in which the sample's number is the larger, ties as a half
-  (Mann & Whitney 1947; Meehan et al. 2020, section 3.1). Ties lower the variance by
+  (Mann & Whitney 1947; Meehan et al. 2020, Z_U). Ties lower the variance by
   n m sum(t^3 - t) / (12 N (N - 1)), t their sizes, N = n + m. 0 if all are equal.
   """
   n, m = len(samples), len(real)

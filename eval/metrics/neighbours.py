@@ -2,8 +2,8 @@
 
 Squared distances are x^2 + y^2 - 2 x.y in float32 at the highest matmul precision,
 after the keys' mean is taken off both sides, so that x.y does not cancel against the
-norms. Memory: the keys, a block of queries and one `ROWS` x `COLUMNS` tile (16 MB)
-with as much again to rank it; 50k x 50k distances never exist.
+norms. Memory: a copy of the keys, a block of queries and one `ROWS` x `COLUMNS` tile
+(16 MB) with a few as large to rank it; 50k x 50k distances never exist.
 """
 
 import functools
