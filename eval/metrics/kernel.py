@@ -40,9 +40,8 @@ def kernel_distance(
 
   Binkowski et al. 2018: kernel (x.y / d + 1)^3, unbiased estimator, in float64. The
   spread says how far one subset is off, not how far the mean is: for that see `mmd2`.
-  Subsets come from a `RandomState`, whose stream NumPy keeps for
-  ever, drawn as torch-fidelity draws them: the same features and seed give the same
-  numbers.
+  Subsets come from a `RandomState`, whose stream NumPy keeps for ever, drawn as
+  torch-fidelity draws them: the same features and seed give the same numbers.
 
   Raises:
     UserError: a subset is larger than one of the sets.

@@ -46,8 +46,8 @@ def manifold(
 
   k' = density_k. Density may exceed 1. Three passes over pairs (real-real, sample-
   sample, sample-real), in tiles: beside both sets, the peak is a centred float32 copy
-  of one (400 MB at 50k x 2048, twice while it goes to the device) and under 100 MB of
-  tiles.
+  of one (400 MB at 50k x 2048, twice while it goes to the device) and some tiles of
+  16 MB.
 
   Raises:
     UserError: too few images for k neighbours.
