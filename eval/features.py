@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,10 +13,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, PyTree
 
-from core import weights
-from core.errors import unknown
+from core import arrays, weights
+from core.errors import UserError, unknown
 from core.parallel import Parallel
-from core.workdir import explained
 from eval.images import ImageSet
 from eval.resize import Mode, resize
 from nets.pretrained import dinov2, efficientnet, inception
@@ -126,7 +124,10 @@ def extract(
     ]
   values, logits = zip(*found, strict=True)
   cut = lambda parts: np.concatenate(parts)[: images.length]  # noqa: E731
-  return Features(cut(values), None if logits[0] is None else cut(logits))
+  values = cut(values)
+  if not np.isfinite(values).all():
+    raise UserError(f"{net.name} gives NaN or infinity for pictures of {images.name}.")
+  return Features(values, None if logits[0] is None else cut(logits))
 
 
 def cached(
@@ -154,24 +155,20 @@ def cached(
   if np.all(multihost_utils.process_allgather(np.asarray(found is not None))):
     return found
   found = extract(net, images, run, mode, batch_size)
-  with explained(file.parent):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{os.getpid()}_{file.name}")
-    np.savez(
-      partial,
-      values=found.values,
-      logits=np.empty(0) if found.logits is None else found.logits,
-      provenance=json.dumps(provenance | {"name": images.name}),
-    )
-    os.replace(partial, file)
+  arrays.write(
+    file,
+    values=found.values,
+    logits=np.empty(0) if found.logits is None else found.logits,
+    provenance=json.dumps(provenance | {"name": images.name}),
+  )
   return found
 
 
 def read(file: Path) -> Features | None:
   """The features in a file of `cached`, None if it is absent or cut short."""
   try:
-    with np.load(file) as arrays:
-      logits = arrays["logits"]
-      return Features(arrays["values"], logits if logits.size else None)
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    held = arrays.read(file)
+    logits = held["logits"]
+    return Features(held["values"], logits if logits.size else None)
+  except (OSError, KeyError, arrays.Damaged):
     return None

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from core import arrays
 from core.errors import UserError
 from data import images
 from data.dataset import Dataset
@@ -101,16 +101,18 @@ def open_images(path: str) -> ImageSet:
 def archive(file: Path) -> ImageSet:
   """The pictures in an .npz archive."""
   try:
-    with np.load(file) as arrays:
-      names = [n for n in ("images", "arr_0", *arrays.files) if n in arrays.files]
-      pixels = arrays[names[0]]
+    held = arrays.read(file)
   except FileNotFoundError as error:
     raise UserError(f"{file} does not exist.") from error
-  except (OSError, ValueError, IndexError, EOFError, zipfile.BadZipFile) as error:
+  except (OSError, arrays.Damaged) as error:
     raise UserError(f"{file} is not a whole .npz archive ({error}).") from error
+  if not held:
+    raise UserError(f"{file} holds no arrays.")
+  name = next(n for n in ("images", "arr_0", *held) if n in held)
+  pixels = held[name]
   if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] not in (1, 3):
     raise UserError(
-      f"{file} holds {names[0]} of type {pixels.dtype} and shape {pixels.shape}; it"
+      f"{file} holds {name} of type {pixels.dtype} and shape {pixels.shape}; it"
       " must be uint8 [n, height, width, 1 or 3]."
     )
   if not len(pixels):

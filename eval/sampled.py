@@ -1,8 +1,6 @@
 """Scores of what a run draws: sampled once, scored many times."""
 
 import json
-import os
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,10 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
+from core import arrays
 from core.errors import UserError, unknown
 from core.family import Family, State
 from core.parallel import Parallel
-from core.workdir import explained
 from data.batches import choose, order
 from data.dataset import Dataset
 from eval import features, images, resize, scores
@@ -116,11 +114,7 @@ class SampleScores:
       batches.append(pictures.to_uint8(samples.images))
     drawn = np.concatenate(batches)
     if jax.process_index() == 0:
-      with explained(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".partial_{file.name}")
-        np.savez_compressed(partial, images=drawn, provenance=provenance)
-        os.replace(partial, file)
+      arrays.write(file, images=drawn, provenance=provenance)
     return drawn
 
   def _conditions(self) -> tuple[list[str], list[int]]:
@@ -185,7 +179,7 @@ def neighbours(
 
 def _read(file: Path, provenance: str) -> UInt8[np.ndarray, "n h w c"] | None:
   try:
-    with np.load(file) as arrays:
-      return arrays["images"] if str(arrays["provenance"]) == provenance else None
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    held = arrays.read(file)
+    return held["images"] if str(held["provenance"]) == provenance else None
+  except (OSError, KeyError, arrays.Damaged):
     return None

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from core import arrays
 from core.errors import UserError, unknown
 from core.family import Family, Samples, State, example_keys
 from core.parallel import Parallel
-from core.workdir import explained
 from data.batches import choose
 from data.dataset import Dataset
 from pipelines import build, pictures
@@ -178,14 +178,13 @@ def write(
     pictures.save(pictures.film(frames), stem.with_name(f"{stem.name}_film.png"))
     stages = [pictures.grid(frame, each, side=128) for frame in frames]
     pictures.save_gif(stages, stem.with_suffix(".gif"))
-  with explained(folder):
-    np.savez_compressed(
-      folder / "samples.npz",
-      images=pictures.to_uint8(samples.images),
-      frames=pictures.to_uint8(samples.frames),
-      prompts=np.repeat(np.asarray(prompts), each),
-      step=step,
-    )
+  arrays.write(
+    folder / "samples.npz",
+    images=pictures.to_uint8(samples.images),
+    frames=pictures.to_uint8(samples.frames),
+    prompts=np.repeat(np.asarray(prompts), each),
+    step=np.asarray(step),
+  )
   return files
 
 
