@@ -52,7 +52,7 @@ def dense(state: StateDict, *names: str) -> Params:
 def checked(
   path: Path, net: nn.Module, convert: Callable[[Any], Params], state: Any, *inputs: Any
 ) -> Params:
-  """convert(state) in float32 on the device, if it is what `net` needs for inputs like these.
+  """convert(state) in float32, if it is what `net` needs for inputs like these.
 
   Raises:
     UserError: the file at `path`, where `state` was read, is of another network.
