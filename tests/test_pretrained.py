@@ -59,7 +59,7 @@ def test_depthwise_is_a_grouped_convolution(kernel, stride, size):
 @pytest.mark.parametrize("net", ["vgg16", "alexnet"])
 def test_lpips(net):
   params = lpips.load(net)
-  x, noise = np.clip(normal(1, 40, 40, 3), -1, 1), normal(3, 40, 40, 3)
+  x, noise = np.clip(normal(1, 32, 32, 3), -1, 1), normal(3, 32, 32, 3)
 
   @jax.jit
   def distance_and_grad(params, x, y):
