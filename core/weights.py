@@ -146,8 +146,8 @@ def _latin1(text: str, encoding: str) -> bytes:
 def _dtype(code: str, *_: Any) -> np.dtype:
   """A dtype of numbers; a copy, since what follows may change its byte order."""
   dtype = np.dtype(code, False, True)
-  if dtype.hasobject:
-    raise _Refused("arrays of objects.")
+  if dtype.kind not in "biufc":
+    raise _Refused(f"an array of {dtype}, not of numbers.")
   return dtype
 
 
@@ -170,16 +170,20 @@ def _parameter(tensor: np.ndarray, *_: Any) -> np.ndarray:
   return tensor
 
 
-# How NumPy itself makes arrays, up to protocol 4 and from 5 on.
-_reconstruct = np.empty(0).__reduce__()[0]
+def _array(*_: Any) -> np.ndarray:
+  """The array that NumPy then fills, and gives its shape and dtype."""
+  return np.empty(0)
+
+
+# How NumPy makes arrays from protocol 5 on.
 _frombuffer = np.empty(0).__reduce_ex__(5)[0]
 _ALLOWED = {
   ("collections", "OrderedDict"): collections.OrderedDict,
   ("_codecs", "encode"): _latin1,
-  ("numpy", "ndarray"): np.ndarray,
+  ("numpy", "ndarray"): "ndarray",
   ("numpy", "dtype"): _dtype,
-  ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-  ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+  ("numpy.core.multiarray", "_reconstruct"): _array,
+  ("numpy._core.multiarray", "_reconstruct"): _array,
   ("numpy.core.numeric", "_frombuffer"): _frombuffer,
   ("numpy._core.numeric", "_frombuffer"): _frombuffer,
   ("torch._utils", "_rebuild_tensor_v2"): _tensor,

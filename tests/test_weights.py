@@ -95,9 +95,10 @@ class Evil:
     Evil(eval, "open('ran', 'w')"),
     Evil(getattr, np.ndarray, "tofile"),
     np.array([Evil(os.system, "touch ran")], dtype=object),
+    np.zeros(1, "i4,f8"),
     Path("ran"),
   ],
-  ids=["system", "eval", "getattr", "objects", "class"],
+  ids=["system", "eval", "getattr", "objects", "structure", "class"],
 )
 @pytest.mark.parametrize("protocol", [0, 2, 5])
 def test_pickles_run_no_code(tmp_path, monkeypatch, evil, protocol):
