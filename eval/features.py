@@ -11,17 +11,26 @@ import grain
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, UInt8
 
 from core import arrays, weights
 from core.errors import UserError, unknown
 from core.parallel import Parallel
 from eval.images import ImageSet
-from eval.resize import Mode, resize
-from nets.pretrained import dinov2, efficientnet, inception
+from nets.pretrained import dinov2, efficientnet, inception, resize
 
 # How the sha256 of the weights begins that FID is defined with; it is in their name.
 OFFICIAL = "6726825d"
+
+
+# What resizing is called in tables, and what it is. clean: as clean-fid (Parmar et al.
+# 2022, arXiv:2104.11222). legacy_pytorch: as pytorch-fid. legacy_tensorflow: as in the
+# graph of Heusel et al. 2017, and torch-fidelity; most old tables.
+METHODS: dict[str, resize.Method] = {
+  "clean": "pillow_bicubic",
+  "legacy_pytorch": "bilinear",
+  "legacy_tensorflow": "bilinear_tf1",
+}
 
 
 class FeatureNet(NamedTuple):
@@ -58,16 +67,18 @@ NETS = (
 )
 
 
-def load(name: str, mode: Mode = "clean") -> FeatureNet:
+def load(name: str, mode: str = "clean") -> FeatureNet:
   """The net of that name with its real weights.
 
   `mode` is how its pictures are resized: pytorch-fid also scales them otherwise.
 
   Raises:
-    UserError: unknown name, or the weights are missing or damaged.
+    UserError: unknown name or mode, or the weights are missing or damaged.
   """
   if name not in NETS:
     raise unknown("eval.features", name, NETS)
+  if mode not in METHODS:
+    raise unknown("eval.resize", mode, METHODS)
   match name:
     case "efficientnet_lite0":
       net, file, size = efficientnet.EfficientNetLite0(), efficientnet.path(), 224
@@ -94,7 +105,7 @@ def load(name: str, mode: Mode = "clean") -> FeatureNet:
 
 
 def extract(
-  net: FeatureNet, images: ImageSet, run: Parallel, mode: Mode, batch_size: int
+  net: FeatureNet, images: ImageSet, run: Parallel, mode: str, batch_size: int
 ) -> Features:
   """The features of all pictures, in order; the last batch is filled up and cut.
 
@@ -111,7 +122,7 @@ def extract(
   def pixels(batch: int) -> Float[np.ndarray, "b s s 3"]:
     indices = np.arange(rows) + int(batch) * batch_size + first
     read = (images.read(i) for i in (indices % images.length).tolist())
-    return np.concatenate([resize(picture[None], net.size, mode) for picture in read])
+    return np.concatenate([resized(picture, net.size, mode) for picture in read])
 
   batches = grain.MapDataset.range(-(-images.length // batch_size)).map(pixels)
   threads = grain.ReadOptions(num_threads=os.cpu_count(), prefetch_buffer_size=4)
@@ -130,8 +141,16 @@ def extract(
   return Features(values, None if logits[0] is None else cut(logits))
 
 
+def resized(
+  picture: UInt8[np.ndarray, "h w 3"], size: int, mode: str
+) -> Float[np.ndarray, "1 {size} {size} 3"]:
+  """A picture as a net reads it, in [0, 255], not rounded."""
+  x = resize.resize(picture[None], size, size, METHODS[mode])
+  return x.clip(0, 255) if mode == "clean" else x  # its cubic overshoots
+
+
 def cached(
-  net: FeatureNet, images: ImageSet, run: Parallel, mode: Mode, batch_size: int
+  net: FeatureNet, images: ImageSet, run: Parallel, mode: str, batch_size: int
 ) -> Features:
   """`extract`, or what it gave before for the same pixels, weights and resizing.
 

@@ -13,12 +13,12 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from core import arrays
-from core.errors import UserError, unknown
+from core.errors import UserError
 from core.family import Family, State
 from core.parallel import Parallel
 from data.batches import choose, order
 from data.dataset import Dataset
-from eval import features, images, resize, scores
+from eval import features, images, scores
 from eval.metrics.neighbours import nearest
 from pipelines import pictures, sample
 
@@ -58,8 +58,6 @@ class SampleScores:
     settings = config.eval
     if settings.num_samples < 2:
       raise UserError("eval.num_samples must be 2 or more.")
-    if settings.resize not in resize.MODES:
-      raise unknown("eval.resize", settings.resize, resize.MODES)
     run.check_batch(settings.batch_size, field="eval.batch_size")
     self._config, self._run, self._metrics = config, run, tuple(metrics)
     self._net = features.load(settings.features, settings.resize)

@@ -27,7 +27,6 @@ from core.workdir import explained, write_atomic
 from eval import features, scores
 from eval.images import ImageSet, open_images
 from eval.metrics import pixels
-from eval.resize import MODES
 from eval.sampled import neighbours
 from nets.pretrained import lpips
 from pipelines import pictures
@@ -68,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     help=f"among {', '.join((*scores.METRICS, *PAIRED))}; default %(default)s",
   )
   add("--features", default="efficientnet_lite0", help=", ".join(features.NETS))
-  add("--resize", default="clean", choices=MODES, help="default %(default)s")
+  add("--resize", default="clean", choices=features.METHODS, help="default %(default)s")
   add("--num_images", type=int, default=0, help="the first so many of each; 0 for all")
   add("--batch_size", type=int, default=64, help="over all devices")
   add("--neighbours", help="PNG of samples and the nearest real pictures, to write")

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from core.errors import UserError
 from data.openmoji import render
-from nets.pretrained import dinov2, efficientnet, inception, lpips, resize, vgg
+from nets.pretrained import dinov2, efficientnet, inception, lpips, vgg
 from nets.pretrained.convert import conv_norm
 
 RNG = np.random.default_rng(0)
@@ -142,27 +142,6 @@ def test_the_mean_at_the_border_leaves_out_what_is_not_there():
   y = inception.mean_pool(x)
   np.testing.assert_allclose(y[0, 0, 0, 0], x[0, :2, :2, 0].mean(), rtol=1e-5)
   np.testing.assert_allclose(y[0, 1, 1, 0], x[0, :3, :3, 0].mean(), rtol=1e-5)
-
-
-def test_resizing():
-  ramp = jnp.broadcast_to(jnp.arange(4.0)[:, None, None], (1, 4, 4, 1))
-  centers = resize.bilinear(ramp, 8, 4)[0, :, 0, 0]
-  np.testing.assert_allclose(
-    centers, [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3], atol=1e-6
-  )
-  corners = resize.bilinear_tf1(ramp, 8, 4)[0, :, 0, 0]
-  np.testing.assert_allclose(corners, [0, 0.5, 1, 1.5, 2, 2.5, 3, 3], atol=1e-6)
-  # Cubic weights at a quarter with a = -3/4, and what they sum to.
-  pulse = jnp.zeros((1, 8, 1, 1)).at[0, 3].set(1)
-  cubic = resize.bicubic(pulse, 16, 1)[0, 2:12, 0, 0]
-  near, far = [0.26171875, 0.87890625], [-0.03515625, -0.10546875]
-  expected = [0, *far, *near, *near[::-1], *far[::-1], 0]
-  np.testing.assert_allclose(cubic, expected, atol=1e-6)
-  x = jnp.asarray(normal(1, 7, 5, 2))
-  for name in ("bilinear", "bilinear_tf1", "bicubic"):
-    np.testing.assert_array_equal(getattr(resize, name)(x, 7, 5), x)
-    constant = getattr(resize, name)(jnp.ones((1, 7, 5, 2)), 30, 3)
-    np.testing.assert_allclose(constant, 1, atol=1e-6)
 
 
 def test_weights_of_another_network_are_refused():

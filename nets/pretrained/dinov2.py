@@ -11,7 +11,7 @@ from core import weights
 from core.errors import UserError
 from nets.attention import SelfAttention
 from nets.pretrained import convert as to
-from nets.pretrained.resize import bicubic
+from nets.pretrained.resize import resize
 
 
 class Block(nn.Module):
@@ -47,7 +47,7 @@ class DINOv2(nn.Module):
 
   Oquab et al. 2023 (arXiv:2304.07193): the class token after the last LayerNorm, [b,
   dim]. Pixels are scaled to ImageNet's mean and deviation. `grid` x `grid` learned
-  positions are stretched to the patches of the image (see `bicubic`) as transformers
+  positions are stretched to the patches of the image (see resize.py) as transformers
   does it, which differs a little from the first release.
   """
 
@@ -69,7 +69,7 @@ class DINOv2(nn.Module):
     b, h, w, _ = x.shape
     first = self.param("class", zeros, (self.dim,))
     positions = self.param("positions", zeros, (self.grid, self.grid, self.dim))
-    x = x + bicubic(positions[None], h, w)
+    x = x + resize(positions[None], h, w, "bicubic")
     first = jnp.broadcast_to(first, (b, 1, self.dim))
     x = jnp.concatenate([first, x.reshape(b, h * w, self.dim)], axis=1)
     for i in range(self.depth):

@@ -1,79 +1,65 @@
-"""Resizing as other implementations do it, each as one matrix for each side.
+"""Pictures to another size, exactly as the implementations that scores come from.
 
-None of them smooths before it makes an image smaller.
+Every method is linear and separable, so it is one matrix an axis: the same few lines
+serve numpy on the host and JAX on the devices, for pictures of any size.
 """
 
-import jax
-import jax.numpy as jnp
+import functools
+from typing import Literal
+
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
+
+Method = Literal["pillow_bicubic", "bicubic", "bilinear", "bilinear_tf1"]
 
 
-def bilinear(
-  x: Float[Array, "b h w c"], height: int, width: int
-) -> Float[Array, "b {height} {width} c"]:
-  """Of the two nearest pixels a side, with the centers of the pixels matched.
+def resize(
+  x: Num[Array | np.ndarray, "b h w c"], height: int, width: int, method: Method
+) -> Float[Array | np.ndarray, "b {height} {width} c"]:
+  """V x H^T for each channel in float32, V and H from `matrix`."""
+  b, h, w, c = x.shape
+  x = x.astype(np.float32)
+  if h != height:
+    x = (matrix(method, h, height) @ x.reshape(b, h, w * c)).reshape(b, height, w, c)
+  if w != width:
+    x = x.swapaxes(1, 2).reshape(b, w, height * c)
+    x = (matrix(method, w, width) @ x).reshape(b, width, height, c).swapaxes(1, 2)
+  return x
 
-  Output i lies at (i + 1/2) n / m - 1/2 among n inputs, for m outputs. PyTorch's
-  `interpolate(mode="bilinear", align_corners=False)`, as pytorch-fid uses it.
+
+@functools.lru_cache(256)
+def matrix(method: Method, old: int, new: int) -> Float[np.ndarray, "{new} {old}"]:
+  """How much each of `old` pixels weighs in each of `new`; every row adds up to 1.
+
+  pillow_bicubic: Pillow's on floats: cubic with a = -1/2, widened by old / new where
+    that is above 1 (antialiasing), cut off at the border.
+  bicubic, bilinear: PyTorch's `interpolate(align_corners=False)`: cubic with
+    a = -3/4, or linear, between pixel centres; the border's pixel goes on outwards.
+  bilinear_tf1: TensorFlow 1's `resize_bilinear`, inside the graph of the original
+    Inception network: between upper left corners, so it shifts the picture.
   """
-  return _apply(x, *(_taps(_centers(n, m), n, 2) for n, m in _sizes(x, height, width)))
+  antialiased = method == "pillow_bicubic"
+  # All but Pillow round their coordinates to float32.
+  kind = np.float64 if antialiased else np.float32
+  scale, at, half = kind(old / new), np.arange(new, dtype=kind), kind(0.5)
+  centre = at * scale if method == "bilinear_tf1" else (at + half) * scale - half
+  beyond = 0 if antialiased else 2
+  pixels = np.arange(-beyond, old + beyond)
+  d = abs(pixels - centre[:, None].astype(np.float64))
+  if antialiased:
+    weights = cubic(d / max(scale, 1.0), -0.5)
+  else:
+    weights = cubic(d, -0.75) if method == "bicubic" else np.maximum(1 - d, 0)
+  folded = np.zeros((old, new))
+  np.add.at(folded, pixels.clip(0, old - 1), weights.T)
+  return (folded / folded.sum(0)).T.astype(np.float32)
 
 
-def bilinear_tf1(
-  x: Float[Array, "b h w c"], height: int, width: int
-) -> Float[Array, "b {height} {width} c"]:
-  """Of the two nearest pixels a side, with the corners of the images matched.
+def cubic(d: Float[np.ndarray, "..."], a: float) -> Float[np.ndarray, "..."]:
+  """The kernel of Keys 1981 (eq. 4 for a = -1/2) at distance d >= 0.
 
-  Output i lies at i n / m: TensorFlow 1's `resize_bilinear`, inside the graph of the
-  original Inception network, and torch-fidelity's. It shifts the image.
+  (a + 2) d^3 - (a + 3) d^2 + 1 below 1, a (d^3 - 5 d^2 + 8 d - 4) below 2, else 0.
   """
-  steps = ((np.arange(m) * np.float32(n / m), n) for n, m in _sizes(x, height, width))
-  return _apply(x, *(_taps(at, n, 2) for at, n in steps))
-
-
-def bicubic(
-  x: Float[Array, "b h w c"], height: int, width: int
-) -> Float[Array, "b {height} {width} c"]:
-  """Of the four nearest pixels a side, with the centers of the pixels matched.
-
-  Keys' kernel with a = -3/4 (Keys 1981, eq. 4): PyTorch's
-  `interpolate(mode="bicubic", align_corners=False)`.
-  """
-  return _apply(x, *(_taps(_centers(n, m), n, 4) for n, m in _sizes(x, height, width)))
-
-
-def _sizes(x: jax.Array, height: int, width: int) -> tuple:
-  return (x.shape[1], height), (x.shape[2], width)
-
-
-def _centers(n: int, m: int) -> np.ndarray:
-  return (np.arange(m, dtype=np.float32) + 0.5) * np.float32(n / m) - 0.5
-
-
-def _taps(at: np.ndarray, n: int, taps: int) -> np.ndarray:
-  """The matrix [m, n] that reads n pixels at `at`; beyond the border, the last pixel.
-
-  Two taps are linear (and stay inside), four are cubic.
-  """
-  at = np.maximum(at, 0) if taps == 2 else at
-  low = np.floor(at).astype(int)
-  matrix = np.zeros((len(at), n))
-  for offset in range(1 - taps // 2, 1 + taps // 2):
-    d = np.abs(at - (low + offset)).astype(np.float64)
-    if taps == 2:
-      weight = 1 - d
-    else:
-      a = -0.75
-      near = (a + 2) * d**3 - (a + 3) * d**2 + 1
-      far = a * (d**3 - 5 * d**2 + 8 * d - 4)
-      weight = np.where(d <= 1, near, far)
-    np.add.at(matrix, (range(len(at)), np.clip(low + offset, 0, n - 1)), weight)
-  return matrix.astype(np.float32)
-
-
-def _apply(x: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
-  # Full precision, where a TPU would round pixels to 8 bits.
-  return jnp.einsum(
-    "ih,jw,bhwc->bijc", rows, columns, x, precision=jax.lax.Precision.HIGHEST
-  )
+  near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+  far = a * (d**3 - 5 * d**2 + 8 * d - 4)
+  return np.where(d < 1, near, np.where(d < 2, far, 0))

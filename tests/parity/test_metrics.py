@@ -8,16 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-
-try:
-  import torchvision  # noqa: F401
-except RuntimeError:
-  # A build for CUDA without CUDA lacks two operators, which nothing here calls.
-  for name in ("nms", "qnms"):
-    torch.library.define(
-      f"torchvision::{name}", "(Tensor boxes, Tensor scores, float threshold) -> Tensor"
-    )
-
 from cleanfid import fid as clean_fid
 from pytorch_fid.fid_score import calculate_frechet_distance
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity

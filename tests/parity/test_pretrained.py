@@ -77,7 +77,10 @@ def test_inception(monkeypatch, tmp_path) -> None:
   names = ["2048", "logits", "logits_unbiased"]
   peer = fidelity.FeatureExtractorInceptionV3("random", names, str(file))
   x = pixels(2, 40, 33)
-  ours = run(inception.InceptionV3(), params, resize.bilinear_tf1(x, 299, 299))
+  x299 = resize.resize(x, 299, 299, "bilinear_tf1")
+  ours = run(inception.InceptionV3(), params, x299)
+    inception.InceptionV3(), params, resize.resize(x, 299, 299, "bilinear_tf1")
+  )
   for a, b in zip(ours, peer(nchw(x).to(torch.uint8)), strict=True):
     close(a, b)
 
@@ -167,8 +170,8 @@ def test_dinov2(swiglu, tmp_path) -> None:
 def test_resize(size) -> None:
   x = pixels(2, 37, 32)
   for name in ("bilinear", "bicubic"):
-    ours = getattr(resize, name)(x, *size)
+    ours = resize.resize(x, *size, name)
     theirs = torch.nn.functional.interpolate(nchw(x), size, mode=name)
     close(ours, theirs.permute(0, 2, 3, 1), rtol=1e-5)
   theirs = interpolate_bilinear_2d_like_tensorflow1x(nchw(x), size, align_corners=False)
-  close(resize.bilinear_tf1(x, *size), theirs.permute(0, 2, 3, 1), rtol=1e-5)
+  close(resize.resize(x, *size, "bilinear_tf1"), theirs.permute(0, 2, 3, 1), rtol=1e-5)
