@@ -58,8 +58,7 @@ def test_depthwise_is_a_grouped_convolution(kernel, stride, size):
 
 @pytest.mark.parametrize("net", ["vgg16", "alexnet"])
 def test_lpips(net):
-  params = lpips.load(net)
-  x, noise = np.clip(normal(1, 32, 32, 3), -1, 1), normal(3, 32, 32, 3)
+  params, rng = lpips.load(net), np.random.default_rng(0)
 
   @jax.jit
   def distance_and_grad(params, x, y):
@@ -70,21 +69,27 @@ def test_lpips(net):
     grad, distance = jax.grad(total, has_aux=True)(x)
     return distance, grad
 
-  xs = np.repeat(x, 3, axis=0)
-  ys = xs + np.array([0, 0.1, 0.5])[:, None, None, None] * noise
-  ys = ys.astype(np.float32)
+  # The same image, one near it and one further away.
+  xs = np.repeat(np.clip(rng.normal(size=(1, 32, 32, 3)), -1, 1), 3, axis=0)
+  noise = np.array([0, 0.1, 0.5])[:, None, None, None] * rng.normal(size=xs.shape)
+  xs, ys = xs.astype(np.float32), (xs + noise).astype(np.float32)
   distance, grad = distance_and_grad(params, xs, ys)
-  assert distance[0] == 0
+  # Two compilations of the same image may round differently.
+  assert abs(distance[0]) < 1e-12
   assert 0 < 2 * distance[1] < distance[2]
   back, _ = distance_and_grad(params, ys, xs)
-  np.testing.assert_allclose(back, distance, rtol=1e-5)
-  # A step against the gradient brings an image nearer.
-  step = 0.05 * grad / np.maximum(np.abs(grad).max((1, 2, 3), keepdims=True), 1e-9)
-  nearer, _ = distance_and_grad(params, xs - step, ys)
-  assert (nearer[1:] < distance[1:]).all()
+  np.testing.assert_allclose(back[1:], distance[1:], rtol=1e-5)
+  # The gradient is the slope along itself. ReLUs make the difference quotient
+  # inexact: 2% off at this step, 11% at ten times it.
+  step = 0.002 * grad / np.maximum(np.abs(grad).max((1, 2, 3), keepdims=True), 1e-9)
+  rise = (
+    distance_and_grad(params, xs + step, ys)[0]
+    - distance_and_grad(params, xs - step, ys)[0]
+  )
+  np.testing.assert_allclose(rise[1:], 2 * (grad * step).sum((1, 2, 3))[1:], rtol=0.05)
   # No NaN where nothing is seen, and nothing to gain where all is equal.
   assert jnp.isfinite(grad).all()
-  assert (grad[0] == 0).all()
+  assert (abs(grad[0]) < 1e-8).all()
   dead = jax.tree.map(jnp.zeros_like, params["convolutions"])
   distance, grad = distance_and_grad(params | {"convolutions": dead}, xs, ys)
   assert (distance == 0).all()

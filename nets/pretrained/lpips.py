@@ -22,7 +22,7 @@ class LPIPS(nn.Module):
   Zhang et al. 2018 (arXiv:1801.03924), eq. 1, version 0.1: f are the five layers of
   `Convolutions`, u divides each pixel's features by their length, w >= 0 are learned
   weights of the channels. x and y are in [-1, 1]. The distance is 0 or more, and 0
-  between an image and itself.
+  up to rounding between an image and itself.
 
   `net` is "vgg16", the usual one for a loss, or "alexnet", the usual one for scores.
   Its gradient is finite everywhere, also where all features of a pixel are 0.
