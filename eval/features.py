@@ -89,7 +89,7 @@ def load(name: str, mode: str = "clean") -> FeatureNet:
       net, file, size = inception.InceptionV3(center), inception.path(), 299
       params, called = inception.load(file), "InceptionV3"
       # Salimans et al. 2016 left out the bias, and so have all since.
-      outputs = lambda out: (out.pool, out.scores)  # noqa: E731
+      outputs = lambda out: (out.pool, out.logits_unbiased)  # noqa: E731
     case _:
       folder = dinov2.path(name.replace("_", "-"))
       (net, params), file, size = dinov2.load(folder), folder / "model.safetensors", 224

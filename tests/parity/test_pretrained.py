@@ -79,8 +79,6 @@ def test_inception(monkeypatch, tmp_path) -> None:
   x = pixels(2, 40, 33)
   x299 = resize.resize(x, 299, 299, "bilinear_tf1")
   ours = run(inception.InceptionV3(), params, x299)
-    inception.InceptionV3(), params, resize.resize(x, 299, 299, "bilinear_tf1")
-  )
   for a, b in zip(ours, peer(nchw(x).to(torch.uint8)), strict=True):
     close(a, b)
 
