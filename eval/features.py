@@ -104,41 +104,92 @@ def load(name: str, mode: str = "clean") -> FeatureNet:
   )
 
 
-def extract(
-  net: FeatureNet, images: ImageSet, run: Parallel, mode: str, batch_size: int
-) -> Features:
-  """The features of all pictures, in order; the last batch is filled up and cut.
+class Extractor:
+  """Pictures -> features of `net`, compiled once; the last batch is filled up and cut.
 
   Pictures are read and resized in background threads. Every process reads its rows
   and gets all results, so that whatever follows does not know of devices.
 
+  Args:
+    net: the network.
+    run: the devices.
+    mode: of resizing, among METHODS.
+    batch_size: over all devices.
+
   Raises:
-    UserError: a picture can't be read, or the batch does not fit the devices.
+    UserError: the batch does not fit the devices.
   """
-  run.check_batch(batch_size, field="eval.batch_size")
-  rows = batch_size // jax.process_count()
-  first = rows * jax.process_index()
 
-  def pixels(batch: int) -> Float[np.ndarray, "b s s 3"]:
-    indices = np.arange(rows) + int(batch) * batch_size + first
-    read = (images.read(i) for i in (indices % images.length).tolist())
-    return np.concatenate([resized(picture, net.size, mode) for picture in read])
+  def __init__(self, net: FeatureNet, run: Parallel, mode: str, batch_size: int):
+    run.check_batch(batch_size, field="eval.batch_size")
+    self.net, self.mode = net, mode
+    self._run, self._batch_size = run, batch_size
+    self._params = jax.device_put(net.params, run.replicated)
+    self._apply = run.run(net.apply)
 
-  batches = grain.MapDataset.range(-(-images.length // batch_size)).map(pixels)
-  threads = grain.ReadOptions(num_threads=os.cpu_count(), prefetch_buffer_size=4)
-  # Some chips multiply in bfloat16 by default.
-  with jax.default_matmul_precision("float32"):
-    apply = run.run(net.apply)
-    found = [
-      jax.device_get(apply(net.params, run.put(batch)))
-      for batch in batches.to_iter_dataset(threads)
-    ]
-  values, logits = zip(*found, strict=True)
-  cut = lambda parts: np.concatenate(parts)[: images.length]  # noqa: E731
-  values = cut(values)
-  if not np.isfinite(values).all():
-    raise UserError(f"{net.name} gives NaN or infinity for pictures of {images.name}.")
-  return Features(values, None if logits[0] is None else cut(logits))
+  def __call__(self, images: ImageSet) -> Features:
+    """The features of all pictures, in order.
+
+    Raises:
+      UserError: a picture can't be read, or its features are not finite.
+    """
+    rows = self._batch_size // jax.process_count()
+    first = rows * jax.process_index()
+
+    def pixels(batch: int) -> Float[np.ndarray, "b s s 3"]:
+      indices = np.arange(rows) + int(batch) * self._batch_size + first
+      read = (images.read(i) for i in (indices % images.length).tolist())
+      size, mode = self.net.size, self.mode
+      return np.concatenate([resized(picture, size, mode) for picture in read])
+
+    batches = grain.MapDataset.range(-(-images.length // self._batch_size)).map(pixels)
+    threads = grain.ReadOptions(num_threads=os.cpu_count(), prefetch_buffer_size=4)
+    found, pending = [], []
+    # Some chips multiply in bfloat16 by default.
+    with jax.default_matmul_precision("float32"):
+      for batch in batches.to_iter_dataset(threads):
+        pending.append(self._apply(self._params, self._run.put(batch)))
+        # One batch is computed while the one before is fetched.
+        if len(pending) == 2:
+          found.append(jax.device_get(pending.pop(0)))
+    found += jax.device_get(pending)
+    values, logits = zip(*found, strict=True)
+    cut = lambda parts: np.concatenate(parts)[: images.length]  # noqa: E731
+    values, name = cut(values), self.net.name
+    if not np.isfinite(values).all():
+      raise UserError(f"{name} gives NaN or infinity for pictures of {images.name}.")
+    return Features(values, None if logits[0] is None else cut(logits))
+
+  def cached(self, images: ImageSet) -> Features:
+    """The same, or what it was before for the same pixels, weights and resizing.
+
+    One .npz a set in TAOLU_CACHE (or ~/.cache/taolu)/features, with its provenance.
+
+    Raises:
+      UserError: as above, or the folder can't be written.
+    """
+    provenance = {
+      "images": images.sha256(),
+      "count": images.length,
+      "features": self.net.name,
+      "weights": self.net.sha256,
+      "resize": self.mode,
+    }
+    key = hashlib.sha256(json.dumps(provenance).encode()).hexdigest()[:32]
+    home = Path(os.environ.get("TAOLU_CACHE") or "~/.cache/taolu").expanduser()
+    file = home / "features" / f"{key}.npz"
+    found = read(file)
+    # All processes compute, or none: some may have no file.
+    if np.all(multihost_utils.process_allgather(np.asarray(found is not None))):
+      return found
+    found = self(images)
+    arrays.write(
+      file,
+      values=found.values,
+      logits=np.empty(0) if found.logits is None else found.logits,
+      provenance=json.dumps(provenance | {"name": images.name}),
+    )
+    return found
 
 
 def resized(
@@ -149,42 +200,8 @@ def resized(
   return x.clip(0, 255) if mode == "clean" else x  # its cubic overshoots
 
 
-def cached(
-  net: FeatureNet, images: ImageSet, run: Parallel, mode: str, batch_size: int
-) -> Features:
-  """`extract`, or what it gave before for the same pixels, weights and resizing.
-
-  One .npz a set in TAOLU_CACHE (or ~/.cache/taolu)/features, with its provenance.
-
-  Raises:
-    UserError: as `extract`, or the folder can't be written.
-  """
-  provenance = {
-    "images": images.sha256(),
-    "count": images.length,
-    "features": net.name,
-    "weights": net.sha256,
-    "resize": mode,
-  }
-  key = hashlib.sha256(json.dumps(provenance).encode()).hexdigest()[:32]
-  home = Path(os.environ.get("TAOLU_CACHE") or "~/.cache/taolu").expanduser()
-  file = home / "features" / f"{key}.npz"
-  found = read(file)
-  # All processes compute, or none: some may have no file.
-  if np.all(multihost_utils.process_allgather(np.asarray(found is not None))):
-    return found
-  found = extract(net, images, run, mode, batch_size)
-  arrays.write(
-    file,
-    values=found.values,
-    logits=np.empty(0) if found.logits is None else found.logits,
-    provenance=json.dumps(provenance | {"name": images.name}),
-  )
-  return found
-
-
 def read(file: Path) -> Features | None:
-  """The features in a file of `cached`, None if it is absent or cut short."""
+  """The features in a file of `Extractor.cached`, None if it is absent or cut short."""
   try:
     held = arrays.read(file)
     logits = held["logits"]

@@ -60,7 +60,8 @@ class SampleScores:
       raise UserError("eval.num_samples must be 2 or more.")
     run.check_batch(settings.batch_size, field="eval.batch_size")
     self._config, self._run, self._metrics = config, run, tuple(metrics)
-    self._net = features.load(settings.features, settings.resize)
+    net = features.load(settings.features, settings.resize)
+    self._extract = features.Extractor(net, run, settings.resize, settings.batch_size)
     self._split = settings.reference_split or config.data.train_split
     self._load = load
     self._workdir = workdir
@@ -72,13 +73,13 @@ class SampleScores:
     Raises:
       UserError: too few pictures for a metric, the disk is full.
     """
-    config, net = self._config, self._net
+    config, net = self._config, self._extract.net
     drawn = images.of_array("samples", self.draw(state))
     reference = images.of_dataset(self._load(self._split), self._split)
-    known = [self._features(reference)]
+    known = [self._extract.cached(reference)]
     if "memorisation" in self._metrics:
       split = config.data.eval_split
-      known.append(self._features(images.of_dataset(self._load(split), split)))
+      known.append(self._extract.cached(images.of_dataset(self._load(split), split)))
     generated = self._extract(drawn)
     found = scores.score(self._metrics, net, generated, *known)
     if "memorisation" in self._metrics and jax.process_index() == 0:
@@ -138,18 +139,6 @@ class SampleScores:
       "guidance_scale": config.sample.guidance_scale,
       "clip": config.sample.clip,
     }
-
-  def _features(self, real: images.ImageSet) -> features.Features:
-    settings = self._config.eval
-    return features.cached(
-      self._net, real, self._run, settings.resize, settings.batch_size
-    )
-
-  def _extract(self, drawn: images.ImageSet) -> features.Features:
-    settings = self._config.eval
-    return features.extract(
-      self._net, drawn, self._run, settings.resize, settings.batch_size
-    )
 
 
 def ema(optim: ConfigDict) -> str:

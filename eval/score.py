@@ -112,12 +112,11 @@ def compare(
   run = parallel.make(ConfigDict({"backend": "auto", "fsdp": 1}))
   run.check_batch(flags.batch_size, field="--batch_size")
   net = features.load(flags.features, flags.resize)
+  extract = features.Extractor(net, run, flags.resize, flags.batch_size)
   sets = [generated, reference]
   if flags.held_out:
     sets.append(open_images(flags.held_out).first(flags.num_images))
-  found = [
-    features.cached(net, images, run, flags.resize, flags.batch_size) for images in sets
-  ]
+  found = [extract.cached(images) for images in sets]
   if flags.neighbours and jax.process_index() == 0:
     picture = neighbours(generated, found[0], reference, found[1])
     pictures.save(picture, Path(flags.neighbours))

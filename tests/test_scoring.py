@@ -123,19 +123,19 @@ def test_torn_files(tmp_path: Path) -> None:
 
 def test_features_do_not_know_batches_order_or_devices() -> None:
   pictures = images.of_array("", PIXELS)
-  whole = features.extract(NET, pictures, ONE, "clean", 21)
+  whole = features.Extractor(NET, ONE, "clean", 21)(pictures)
   assert whole.values.shape == (21, 5)
   assert whole.logits.shape == (21, 3)
   for run, size in ((ONE, 4), (devices(4), 4), (devices(8), 8), (devices(8), 64)):
-    other = features.extract(NET, pictures, run, "clean", size)
+    other = features.Extractor(NET, run, "clean", size)(pictures)
     np.testing.assert_allclose(other.values, whole.values, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(other.logits, whole.logits, rtol=1e-5, atol=1e-6)
   order = RNG.permutation(21)
   shuffled = images.of_array("", PIXELS[order])
-  other = features.extract(NET, shuffled, devices(2), "clean", 6)
+  other = features.Extractor(NET, devices(2), "clean", 6)(shuffled)
   np.testing.assert_allclose(other.values, whole.values[order], rtol=1e-5, atol=1e-6)
   with pytest.raises(UserError, match="eval.batch_size=9"):
-    features.extract(NET, pictures, devices(8), "clean", 9)
+    features.Extractor(NET, devices(8), "clean", 9)(pictures)
 
 
 def test_features_are_kept_for_the_same_pictures_net_and_mode(
@@ -143,19 +143,20 @@ def test_features_are_kept_for_the_same_pictures_net_and_mode(
 ) -> None:
   monkeypatch.setenv("TAOLU_CACHE", str(tmp_path))
   made = []
-  extract = features.extract
+  extract = features.Extractor.__call__
   monkeypatch.setattr(
-    features, "extract", lambda *args: made.append(args) or extract(*args)
+    features.Extractor, "__call__", lambda *args: made.append(args) or extract(*args)
   )
   pictures = images.of_array("", PIXELS)
-  first = features.cached(NET, pictures, ONE, "clean", 7)
-  again = features.cached(NET, pictures, ONE, "clean", 21)
+  first = features.Extractor(NET, ONE, "clean", 7).cached(pictures)
+  again = features.Extractor(NET, ONE, "clean", 21).cached(pictures)
   np.testing.assert_array_equal(first.values, again.values)
   np.testing.assert_array_equal(first.logits, again.logits)
   assert len(made) == 1
-  features.cached(NET, pictures, ONE, "legacy_pytorch", 7)
-  features.cached(NET._replace(sha256="1" * 64), pictures, ONE, "clean", 7)
-  features.cached(NET, pictures.first(20), ONE, "clean", 7)
+  features.Extractor(NET, ONE, "legacy_pytorch", 7).cached(pictures)
+  other = NET._replace(sha256="1" * 64)
+  features.Extractor(other, ONE, "clean", 7).cached(pictures)
+  features.Extractor(NET, ONE, "clean", 7).cached(pictures.first(20))
   assert len(made) == 4
   (file, *_) = (tmp_path / "features").glob("*.npz")
   with np.load(file) as arrays:
@@ -167,7 +168,7 @@ def test_features_are_kept_for_the_same_pictures_net_and_mode(
   for file in (tmp_path / "features").glob("*.npz"):
     file.write_bytes(file.read_bytes()[:100])
   np.testing.assert_array_equal(
-    features.cached(NET, pictures, ONE, "clean", 7).values, first.values
+    features.Extractor(NET, ONE, "clean", 7).cached(pictures).values, first.values
   )
   assert len(made) == 5
 
@@ -320,10 +321,11 @@ def shrunk(picture: Image.Image, amount: int) -> Image.Image:
 def test_the_default_net_sees_growing_damage() -> None:
   """Noise, blur and downsampling of real pictures: the more, the farther."""
   net, pictures = features.load("efficientnet_lite0"), emoji(64)
+  compiled = features.Extractor(net, ONE, "clean", 32)
 
   def extract(chosen: list[Image.Image]) -> Features:
     pixels = np.stack([np.asarray(picture) for picture in chosen])
-    return features.extract(net, images.of_array("", pixels), ONE, "clean", 32)
+    return compiled(images.of_array("", pixels))
 
   reference, half = extract(pictures[::2]), pictures[1::2]
   whole = extract(half)
