@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torch_fidelity
-import torchvision
 from cleanfid import fid as clean_fid
 from PIL import Image, ImageFilter
 from pytorch_fid import fid_score
@@ -21,6 +20,7 @@ from pytorch_fid import inception as pytorch_fid
 from core import parallel
 from eval import score
 from nets.pretrained import inception
+from tests.parity.conftest import random_inception
 
 # The peers warn of much.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -48,24 +48,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def weights(folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
   """The directory of weights."""
-  torch.manual_seed(0)
-  net = torchvision.models.inception_v3(
-    num_classes=1008, aux_logits=False, init_weights=False
-  )
-  for module in net.modules():
-    if isinstance(module, torch.nn.BatchNorm2d):
-      module.momentum = None  # the plain mean of what is seen
-  pictures = [
-    np.asarray(Image.open(file).resize((299, 299)))
-    for folder in folders
-    for file in sorted(folder.glob("*.png"))[:4]
-  ]
-  x = torch.tensor(np.stack(pictures)).permute(0, 3, 1, 2).float()
-  with torch.no_grad():
-    net.train()((x - 128) / 128)
-    net.fc.weight *= 30  # sure enough of the classes for an Inception Score
+  files = [file for folder in folders for file in sorted(folder.glob("*.png"))[:4]]
+  pictures = [np.asarray(Image.open(file).resize((299, 299))) for file in files]
   folder = tmp_path_factory.mktemp("weights")
-  torch.save(net.state_dict(), folder / inception.FILE)
+  torch.save(random_inception(np.stack(pictures)), folder / inception.FILE)
   return folder
 
 
