@@ -7,6 +7,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from core import limits
 from core.errors import UserError, unknown
 
 
@@ -15,7 +16,7 @@ def parse(argv: list[str]) -> ConfigDict:
 
   Raises:
     UserError: no such config file, variant, field or flag, or a value of the
-      wrong type.
+      wrong type or out of its range.
   """
   fields = set(_fields(_load(_only_config(argv))))
   for name in (m[1] for m in map(re.compile(r"--?config\.([\w.]+)").match, argv) if m):
@@ -30,6 +31,7 @@ def parse(argv: list[str]) -> ConfigDict:
     ) from error
   if len(rest) > 1:
     raise UserError(f"unexpected argument {rest[1]!r}; flags look like --mode=train.")
+  limits.check(config)
   return config
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Integer, PyTree
 from ml_collections import ConfigDict
 
 from core import noise
-from core.errors import UserError, unknown
+from core.errors import unknown
 from core.family import (
   Batch,
   Family,
@@ -71,8 +71,8 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   (arXiv:2511.13720), table 1.
 
   Raises:
-    UserError: unknown prediction, sampler, schedule or network, or numbers of
-      sampling steps or frames below 1, guidance without a trained null condition.
+    UserError: unknown prediction, sampler, schedule or network, or guidance without a
+      trained null condition.
   """
   schedule = noise.make(config.noise)
   prediction, space = config.diffusion.prediction, config.diffusion.loss
@@ -82,8 +82,6 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   settings = config.sample
   if settings.sampler not in sampler.ETA:
     raise unknown("sample.sampler", settings.sampler, sampler.ETA)
-  if min(settings.steps, settings.frames) < 1:
-    raise UserError("sample.steps and sample.frames must be 1 or more.")
   encoders.check_guidance(config.text, settings.guidance_scale)
   denoiser = Denoiser(
     encoders.make(config.text, build.dtype(config.model)),

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from core.errors import UserError, unknown
+from core.errors import unknown
 from core.family import Batch, Family, State
 from core.parallel import Parallel
 from eval import scores
@@ -40,15 +40,13 @@ class Evaluator:
     names: of the evals.
 
   Raises:
-    UserError: the batch does not fit the devices, or a negative number of images.
+    UserError: the batch does not fit the devices.
   """
 
   def __init__(
     self, config: ConfigDict, family: Family, run: Parallel, names: Sequence[str]
   ):
     run.check_batch(config.eval.batch_size, field="eval.batch_size")
-    if config.eval.num_images < 0:
-      raise UserError("eval.num_images must be 0 (all) or more.")
     self._run = run
     self._rng = jax.random.fold_in(jax.random.key(config.seed), 2)
     self._fns = run.run(

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from core import arrays
-from core.errors import UserError
 from core.family import Family, State
 from core.parallel import Parallel
 from data.batches import choose, order
@@ -56,8 +55,6 @@ class SampleScores:
     load: Callable[[str], Dataset],
   ):
     settings = config.eval
-    if settings.num_samples < 2:
-      raise UserError("eval.num_samples must be 2 or more.")
     run.check_batch(settings.batch_size, field="eval.batch_size")
     self._config, self._run, self._metrics = config, run, tuple(metrics)
     net = features.load(settings.features, settings.resize)

@@ -32,12 +32,7 @@ def sampler(
   """state -> `each` samples of each prompt, in order of prompts; compiled once.
 
   The noise of sample i depends on `config.sample.seed` and on i alone.
-
-  Raises:
-    UserError: `each` is below 1.
   """
-  if each < 1:
-    raise UserError("sample.per_prompt and sample.num_images must be 1 or more.")
   captions = [p for p in prompts for _ in range(each)]
   labels = [label for label in labels for _ in range(each)]
   n = len(captions)

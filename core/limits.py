@@ -1,0 +1,98 @@
+"""What numbers a config may hold: the ranges of the fields that experiments share."""
+
+import math
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from core.errors import UserError
+
+
+class Range(NamedTuple):
+  """low <= number <= high, without the ends if `open_low` or `open_high`."""
+
+  low: float | int = 1
+  high: float | int = math.inf
+  open_low: bool = False
+  open_high: bool = False
+
+  def __contains__(self, number: float | int) -> bool:
+    above = number > self.low if self.open_low else number >= self.low
+    return above and (number < self.high if self.open_high else number <= self.high)
+
+  def __str__(self) -> str:
+    """Reads like 'above 0' or 'in [0, 1)'."""
+    if self.high == math.inf:
+      return f"above {self.low}" if self.open_low else f"{self.low} or more"
+    left, right = "(" if self.open_low else "[", ")" if self.open_high else "]"
+    return f"in {left}{self.low}, {self.high}{right}"
+
+
+COUNT, NATURAL = Range(), Range(0)
+POSITIVE = Range(0, open_low=True)
+SHARE, DECAY = Range(0, 1), Range(0, 1, open_high=True)
+
+RANGES = {
+  "seed": NATURAL,
+  "data.size": COUNT,
+  "data.batch_size": COUNT,
+  "text.max_tokens": COUNT,
+  "text.dim": COUNT,
+  "text.depth": COUNT,
+  "text.heads": COUNT,
+  "text.classes": NATURAL,
+  "text.drop": SHARE,
+  "model.dropout": DECAY,
+  "model.dim": COUNT,
+  "model.depth": COUNT,
+  "model.heads": COUNT,
+  "model.patch": COUNT,
+  "model.blocks": COUNT,
+  "model.head_dim": COUNT,
+  "optim.learning_rate": POSITIVE,
+  "optim.warmup_steps": NATURAL,
+  "optim.b1": DECAY,
+  "optim.b2": DECAY,
+  "optim.eps": POSITIVE,
+  "optim.weight_decay": NATURAL,
+  "optim.grad_clip": NATURAL,
+  "optim.ema_decay": DECAY,
+  "train.steps": COUNT,
+  "train.log_every": COUNT,
+  "train.checkpoint_every": COUNT,
+  "train.keep": COUNT,
+  "train.keep_every": NATURAL,
+  "train.sample_every": NATURAL,
+  "train.eval_every": NATURAL,
+  "train.max_skipped": COUNT,
+  "sample.num_images": COUNT,
+  "sample.per_prompt": COUNT,
+  "sample.seed": NATURAL,
+  "sample.steps": COUNT,
+  "sample.frames": COUNT,
+  "eval.num_images": NATURAL,
+  "eval.num_samples": Range(2),
+  "eval.batch_size": COUNT,
+  "parallel.fsdp": COUNT,
+}
+
+
+def check(config: ConfigDict) -> None:
+  """Raises UserError for a number out of its range (NaN is in none).
+
+  Fields that the config does not have are passed over: a family adds its own.
+  """
+  for field, allowed in RANGES.items():
+    part, _, name = field.rpartition(".")
+    holder = config.get(part) if part else config
+    if holder is None or name not in holder:
+      continue
+    number = holder[name]
+    if number not in allowed or math.isinf(number):
+      raise UserError(f"{field} must be {allowed}, not {number}.")
+  if not config.data.languages:
+    raise UserError("data.languages must name at least one language, such as ('en',).")
+  for part in ("model", "text"):
+    dim, heads = config[part].dim, config[part].heads
+    if dim % heads:
+      raise UserError(f"{part}.dim={dim} must be a multiple of {part}.heads={heads}.")

@@ -1,0 +1,59 @@
+"""Numbers that no run can start with are refused by one sentence."""
+
+import math
+
+import pytest
+
+from configs import base
+from core import limits
+from core.errors import UserError
+from tests.runs import CONFIGS, load_config, variants
+
+
+@pytest.mark.parametrize("file", CONFIGS)
+def test_every_variant_is_within_its_limits(file: str) -> None:
+  for variant in variants(file):
+    limits.check(load_config(file, variant))
+
+
+@pytest.mark.parametrize("field", limits.RANGES)
+def test_numbers_out_of_range(field: str) -> None:
+  allowed = limits.RANGES[field]
+  bad = [allowed.low - 1, math.nan, math.inf]
+  if allowed.high < math.inf:
+    bad.append(allowed.high + 1)
+  if allowed.open_low:
+    bad.append(allowed.low)
+  if allowed.open_high:
+    bad.append(allowed.high)
+  config = base.get_config()
+  for number in bad:
+    with config.unlocked(), config.ignore_type():
+      config.update_from_flattened_dict({field: number})
+    with pytest.raises(UserError, match=f"{field} must be {allowed}".split("[")[0]):
+      limits.check(config)
+
+
+def test_a_range_reads_as_it_is() -> None:
+  assert str(limits.COUNT) == "1 or more"
+  assert str(limits.POSITIVE) == "above 0"
+  assert str(limits.DECAY) == "in [0, 1)"
+  assert 0 in limits.DECAY
+  assert 1 not in limits.DECAY
+  assert 1 in limits.SHARE
+  assert 0 not in limits.POSITIVE
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "words"),
+  [
+    ("data.languages", (), "at least one language"),
+    ("model.dim", 30, r"model\.dim=30 must be a multiple of model\.heads=4"),
+    ("text.heads", 3, r"text\.dim=128 must be a multiple of text\.heads=3"),
+  ],
+)
+def test_what_does_not_fit(field: str, value: object, words: str) -> None:
+  config = base.get_config()
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(UserError, match=words):
+    limits.check(config)
