@@ -1,8 +1,8 @@
 """taolu: flags -> config -> mode. README.md lists the commands."""
 
 import functools
-import json
 import sys
+from pathlib import Path
 
 import jax
 from absl import flags
@@ -10,14 +10,11 @@ from ml_collections import ConfigDict, config_flags
 
 from core import cli, parallel
 from core.errors import UserError
-from core.log import say
 from core.train import Hook
 from core.train import train as run_training
-from core.workdir import explained, open_workdir, reopen_workdir, write_atomic
+from core.workdir import open_workdir, reopen_workdir
 from data import source
-from eval import evaluate
-from eval.sampled import SampleScores
-from eval.scores import USUAL, table
+from eval.evaluate import Scorer, usual
 from pipelines import build, sample
 
 FLAGS = flags.FLAGS
@@ -27,13 +24,10 @@ flags.DEFINE_multi_string("prompt", [], "what to draw (--mode=sample); repeatabl
 
 
 def train(config: ConfigDict, path: str) -> None:
-  """Trains; writes a grid of samples and the family's evals at their cadence."""
+  """Trains; writes a grid of samples and scores at their cadence."""
   family, run = build.family(config), parallel.make(config.parallel)
   run.check_batch(config.data.batch_size, config.optim.microbatches)
   build.shapes(config, family)
-  names = tuple(config.eval.train_metrics) or tuple(family.evals)
-  own, sampled = evaluate.metrics(names, family, "eval.train_metrics")
-  evaluator = evaluate.Evaluator(config, family, run, own)
   load = functools.cache(functools.partial(source.load, config.data))
   data, held_out = load(config.data.train_split), load(config.data.eval_split)
   build.check_classes(config, data)
@@ -41,16 +35,13 @@ def train(config: ConfigDict, path: str) -> None:
   labels = sample.labels_for(config, prompts, lambda: held_out)
   each = -(-config.sample.num_images // len(prompts))
   sampler = sample.sampler(config, family, run, prompts, labels, each)
-  scores = lambda s: evaluator.log(s, build.eval_stream(config, held_out))  # noqa: E731
+  metrics = tuple(config.eval.train_metrics) or tuple(family.evals)
+  scorer = Scorer(config, family, run, Path(path), metrics, load)
   workdir = open_workdir(path, config)
   hooks = [
-    Hook(config.train.sample_every, sample.preview(sampler, each, workdir / "samples"))
+    Hook(config.train.sample_every, sample.preview(sampler, each, workdir / "samples")),
+    Hook(config.train.eval_every, scorer.log),
   ]
-  if own:
-    hooks.append(Hook(config.train.eval_every, scores))
-  if sampled:
-    more = SampleScores(config, family, run, workdir, sampled, load)
-    hooks.append(Hook(config.train.eval_every, more.log))
   run_training(config, family, run, build.train_stream(config, data), workdir, hooks)
 
 
@@ -72,23 +63,9 @@ def score(config: ConfigDict, path: str) -> None:
   """Scores the newest EMA weights; writes eval.json."""
   workdir = reopen_workdir(path, config)
   family, run, state = build.trained(config, workdir)
-  names = tuple(config.eval.metrics) or (*family.evals, *USUAL)
-  own, sampled = evaluate.metrics(names, family)
   load = functools.cache(functools.partial(source.load, config.data))
-  scores = {"step": int(state.step)}
-  if own:
-    split = config.data.eval_split
-    stream = build.eval_stream(config, load(split))
-    evaluator = evaluate.Evaluator(config, family, run, own)
-    scores |= {"split": split, **evaluator(state, stream)}
-  if sampled:
-    records = SampleScores(config, family, run, workdir, sampled, load)(state)
-    scores |= {r["metric"]: r["value"] for r in records} | {"scores": records}
-    say(table(records))
-  if jax.process_index() == 0:
-    with explained(workdir):
-      write_atomic(workdir / "eval.json", json.dumps(scores, indent=2) + "\n")
-    print(json.dumps(scores))
+  metrics = tuple(config.eval.metrics) or usual(config, family)
+  Scorer(config, family, run, workdir, metrics, load).write(state)
 
 
 def prepare(config: ConfigDict, path: str) -> None:

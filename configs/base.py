@@ -91,13 +91,16 @@ def get_config() -> ConfigDict:
 
   c.eval = ConfigDict()
   # What --mode=eval scores: the family's own evals, such as loss, and of samples fd,
-  # fd_infinity, kid, is, prdc, memorisation. () takes all but fd_infinity and is.
+  # fd_infinity, kid, kid_subsets, is, prdc, memorisation. () takes the family's own
+  # and fd, kid, prdc, memorisation.
   c.eval.metrics = ()
   c.eval.train_metrics = ()  # the same in training; () takes the family's own
-  c.eval.num_images = 1000  # of the evaluation split, for its own evals; 0 takes all
-  c.eval.num_samples = 2000  # drawn for the others; papers draw 50,000
+  # Of the evaluation split, for its own evals, and how many are drawn for the others
+  # (papers draw 50,000); 0 takes all, and draws as many as the reference has.
+  c.eval.num_images = 2000
   c.eval.reference_split = ""  # what they are compared with; '' is data.train_split
-  c.eval.features = "efficientnet_lite0"  # or inception, dinov2_small, _base, _large
+  # What sees the pictures; or inception, dinov2_small, _base, _large, _giant.
+  c.eval.features = "efficientnet_lite0"
   c.eval.resize = "clean"  # or legacy_pytorch, legacy_tensorflow
   c.eval.batch_size = 64
 
@@ -120,7 +123,7 @@ def tiny(c: ConfigDict) -> ConfigDict:
   c.train.steps, c.train.log_every = 4, 1
   c.train.checkpoint_every = c.train.sample_every = c.train.eval_every = 2
   c.sample.num_images, c.sample.steps, c.sample.frames = 4, 4, 2
-  c.eval.num_images, c.eval.num_samples, c.eval.batch_size = 16, 16, 8
+  c.eval.num_images, c.eval.batch_size = 16, 8
   return c
 
 

@@ -1,6 +1,7 @@
 """Arrays in .npz files: written whole or not at all, and read whole or refused."""
 
 import os
+import uuid
 import zipfile
 import zlib
 from pathlib import Path
@@ -14,35 +15,43 @@ class Damaged(Exception):
   """The file is not a whole .npz archive."""
 
 
-def write(file: Path, **arrays: np.ndarray | str) -> None:
-  """Writes a compressed archive; a kill at any moment leaves the old one or the new.
+def write(file: Path, compress: bool = True, **arrays: np.ndarray | str) -> None:
+  """Writes an archive; a kill at any moment leaves the old one or the new one.
 
   Raises:
     UserError: it can't be written.
   """
   with explained(file):
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{os.getpid()}_{file.name}")
+    # Several hosts may write at once, with the same process numbers.
+    partial = file.with_name(f".{uuid.uuid4().hex}_{file.name}")
     try:
-      np.savez_compressed(partial, **arrays)
+      (np.savez_compressed if compress else np.savez)(partial, **arrays)
       os.replace(partial, file)
     finally:
       partial.unlink(missing_ok=True)
 
 
-def read(file: Path) -> dict[str, np.ndarray]:
-  """All arrays of an archive.
+def read(file: Path, *names: str) -> dict[str, np.ndarray]:
+  """The named arrays of an archive, or all.
 
   Raises:
     FileNotFoundError: it is not there.
+    KeyError: it holds no array of that name.
     Damaged: it is cut short, or something else.
   """
   with open(file, "rb") as opened:
     try:
       with np.load(opened) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+        found = {name: arrays[name] for name in names or arrays.files}
+    except KeyError:
+      raise
     # A pickle is a ValueError, a torn archive may be any of these; a lone array in a
     # .npy file has no `files`.
     except (OSError, ValueError, EOFError, AttributeError, TypeError,
             zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
-      raise Damaged(str(error) or type(error).__name__) from error
+      raise Damaged(str(error).split(".")[0] or type(error).__name__) from error
+  for name, array in found.items():
+    if not isinstance(array, np.ndarray):
+      raise Damaged(f"{name} is no array")
+  return found

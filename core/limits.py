@@ -71,7 +71,6 @@ RANGES = {
   "sample.steps": COUNT,
   "sample.frames": COUNT,
   "eval.num_images": NATURAL,
-  "eval.num_samples": Range(2),
   "eval.batch_size": COUNT,
   "parallel.fsdp": COUNT,
 }

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from rich.console import Console
@@ -26,6 +27,14 @@ def say(text: str) -> None:
   """One line on stderr, from the first process only."""
   if jax.process_index() == 0:
     print(text, file=sys.stderr, flush=True)
+
+
+def finite(record: Mapping[str, Any]) -> dict[str, Any]:
+  """A record for JSON, which has no NaN and no infinity: they become null."""
+  return {
+    k: None if isinstance(v, float) and not math.isfinite(v) else v
+    for k, v in record.items()
+  }
 
 
 class Log:
@@ -68,10 +77,8 @@ class Log:
     """One line of `metrics.jsonl`, and the same numbers for TensorBoard."""
     if not self._active or not values:
       return
-    # JSON has no NaN: a number that is none is written as null.
-    clean = {k: v if math.isfinite(v) else None for k, v in values.items()}
     with explained(self._workdir):
-      self._file.write(json.dumps({"step": step, **clean}) + "\n")
+      self._file.write(json.dumps({"step": step, **finite(values)}) + "\n")
       self._file.flush()
       for key, value in values.items():
         self._board.add_scalar(key, value, step)

@@ -95,8 +95,12 @@ def train(
       for hook in hooks:
         if done or (due(step, hook.every) and not stop):
           jax.block_until_ready(state)
-          with log.off_the_clock():
-            values = hook.run(state)
+          try:
+            with log.off_the_clock():
+              values = hook.run(state)
+          except UserError:
+            checkpoints.save(step, state)  # a score that fails costs no steps
+            raise
           log.write(step, values)
       if done or stop or due(step, cfg.checkpoint_every):
         checkpoints.save(step, state)

@@ -96,10 +96,20 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def write_atomic(file: Path, text: str) -> None:
-  """Writes a file so that a kill at any moment leaves the old one or the new one."""
+  """Writes a file so that a kill at any moment leaves the old one or the new one.
+
+  A link is followed; what is no ordinary file, such as a terminal, is written to.
+  """
+  file = file.resolve()
+  if file.exists() and not file.is_file():
+    file.write_text(text, encoding="utf-8")
+    return
   partial = file.with_name(f".{file.name}.partial")
-  partial.write_text(text, encoding="utf-8")
-  os.replace(partial, file)
+  try:
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)
+  finally:
+    partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -109,7 +119,7 @@ def explained(path: Path) -> Iterator[None]:
     yield
   except OSError as error:
     raise UserError(
-      f"cannot write to {path} ({error.strerror}); free it or give another --workdir."
+      f"cannot write to {path} ({error.strerror}); make room or give another place."
     ) from error
 
 

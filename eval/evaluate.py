@@ -1,6 +1,9 @@
-"""A family's own evals (losses, likelihoods) over a split."""
+"""Everything a run can be scored by: its family's own evals, and what it draws."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,45 +11,106 @@ from ml_collections import ConfigDict
 
 from core.errors import unknown
 from core.family import Batch, Family, State
+from core.log import finite, say
 from core.parallel import Parallel
+from core.workdir import explained, write_atomic
+from data.dataset import Dataset
 from eval import scores
+from eval.sampled import SampleScores
+from pipelines import build
 
 
-def metrics(
-  names: Sequence[str], family: Family, field: str = "eval.metrics"
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """(the family's own evals, the scores of samples) among `names`.
+def usual(config: ConfigDict, family: Family) -> tuple[str, ...]:
+  """What is scored unless told: memorisation only where pictures are held out."""
+  held_out = config.data.eval_split not in ("all", config.data.train_split)
+  drawn = [m for m in scores.USUAL if held_out or m != "memorisation"]
+  return (*family.evals, *drawn)
+
+
+class Scorer:
+  """state -> its scores by name; compiled once.
+
+  Args:
+    config: the whole config; reads `eval` first of all.
+    family: whose evals, and what draws.
+    run: the devices.
+    workdir: of the run; it need not be there yet.
+    metrics: names among the family's evals and `scores.METRICS`.
+    load: split -> its data.
 
   Raises:
-    UserError: a name is neither.
+    UserError: a name is neither, or the score can't be had: see `SampleScores`.
   """
-  for name in names:
-    if name not in (*family.evals, *scores.METRICS):
-      raise unknown(field, name, (*family.evals, *scores.METRICS))
-  own = tuple(name for name in names if name in family.evals)
-  return own, tuple(name for name in names if name not in own)
+
+  def __init__(
+    self,
+    config: ConfigDict,
+    family: Family,
+    run: Parallel,
+    workdir: Path,
+    metrics: Sequence[str],
+    load: Callable[[str], Dataset],
+  ):
+    known = (*family.evals, *scores.METRICS)
+    for name in metrics:
+      if name not in known:
+        raise unknown("metric", name, known)
+    run.check_batch(config.eval.batch_size, field="eval.batch_size")
+    own = [name for name in metrics if name in family.evals]
+    drawn = [name for name in metrics if name not in own]
+    self._config, self._workdir = config, workdir
+    self._means = Means(config, family, run, own) if own else None
+    self._drawn = (
+      SampleScores(config, family, run, workdir, drawn, load) if drawn else None
+    )
+    self._held_out = load(config.data.eval_split)
+
+  def __call__(self, state: State) -> dict[str, Any]:
+    """step, every score by its name, and `scores`: a record of each with its origin.
+
+    The records are added to `scores.jsonl` too.
+    """
+    records, split = [], self._config.data.eval_split
+    if self._means:
+      means, count = self._means(state, build.eval_stream(self._config, self._held_out))
+      for name, value in means.items():
+        one = {"metric": name, "value": value, "split": split, "num_images": count}
+        records.append(one | {"step": int(state.step), "seed": self._config.seed})
+    if self._drawn:
+      records += self._drawn(state)
+    if jax.process_index() == 0:
+      with explained(self._workdir), (self._workdir / "scores.jsonl").open("a") as file:
+        file.writelines(f"{json.dumps(finite(r))}\n" for r in records)
+    values = {record["metric"]: record["value"] for record in records}
+    return {"step": int(state.step), **values, "scores": records}
+
+  def log(self, state: State) -> dict[str, float]:
+    """The numbers alone, named 'eval/...' for the training log."""
+    return {f"eval/{r['metric']}": r["value"] for r in self(state)["scores"]}
+
+  def write(self, state: State) -> None:
+    """Prints a table and one JSON object, and writes that to `eval.json`."""
+    found = self(state)
+    if jax.process_index() == 0:
+      found["scores"] = [finite(record) for record in found["scores"]]
+      found = finite(found)
+      with explained(self._workdir):
+        text = json.dumps(found, indent=2)
+        write_atomic(self._workdir / "eval.json", f"{text}\n")
+      say(scores.table(found["scores"]))
+      print(json.dumps(found))
 
 
-class Evaluator:
-  """The mean of each eval over unmasked examples; compiled once.
+class Means:
+  """The mean of each of a family's evals over unmasked examples; compiled once.
 
   Example i draws from a key of its own, so the result does not depend on
   the batch size or the number of devices.
-
-  Args:
-    config: reads `eval` and `seed`.
-    family: whose evals.
-    run: the devices.
-    names: of the evals.
-
-  Raises:
-    UserError: the batch does not fit the devices.
   """
 
   def __init__(
     self, config: ConfigDict, family: Family, run: Parallel, names: Sequence[str]
   ):
-    run.check_batch(config.eval.batch_size, field="eval.batch_size")
     self._run = run
     self._rng = jax.random.fold_in(jax.random.key(config.seed), 2)
     self._fns = run.run(
@@ -56,16 +120,14 @@ class Evaluator:
       }
     )
 
-  def __call__(self, state: State, batches: Iterable[Batch]) -> dict[str, float]:
-    """Name -> mean, and `num_images`, how many examples it was taken over."""
+  def __call__(
+    self, state: State, batches: Iterable[Batch]
+  ) -> tuple[dict[str, float], int]:
+    """(name -> mean, how many examples it was taken over)."""
     rows: list[dict[str, np.ndarray]] = []
     for batch in batches:
       rows.append(jax.device_get(self._fns(state, self._run.put(batch), self._rng)))
     columns = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
     mask = columns.pop("_mask")
     means = {key: float(values[mask].mean()) for key, values in columns.items()}
-    return {**means, "num_images": int(mask.sum())}
-
-  def log(self, state: State, batches: Iterable[Batch]) -> dict[str, float]:
-    """The same means, named 'eval/...' for the training log."""
-    return {f"eval/{k}": v for k, v in self(state, batches).items()}
+    return means, int(mask.sum())

@@ -9,16 +9,20 @@ from typing import NamedTuple
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from core import arrays, weights
 from core.errors import UserError, unknown
+from core.log import say
 from core.parallel import Parallel
 from eval.images import ImageSet
 from nets.pretrained import dinov2, efficientnet, inception, resize
 
+# Of what is computed here: raise it with any change that changes features.
+VERSION = 1
 # How the sha256 of the weights begins that FID is defined with; it is in their name.
 OFFICIAL = "6726825d"
 
@@ -39,15 +43,26 @@ class FeatureNet(NamedTuple):
   Attributes:
     name: as in 'FD-EfficientNetLite0'.
     size: the side of the pictures it reads.
-    apply: (params, pixels in [0, 255]) -> (features [b, d], logits [b, k] or None).
+    dim: of its features.
+    classifier: it gives logits.
+    apply: (params, pixels in [0, 255]) -> (features [b, dim], logits [b, k] or None).
     sha256: of the file the weights came from.
+    network: its architecture, in words.
   """
 
   name: str
   size: int
+  dim: int
+  classifier: bool
   apply: Callable[[PyTree, Array], tuple[Array, Array | None]]
   params: PyTree
   sha256: str
+  network: str = ""
+
+  @property
+  def provenance(self) -> dict[str, str]:
+    """What is stored with every number."""
+    return {"features": self.name, "weights_sha256": self.sha256}
 
 
 class Features(NamedTuple):
@@ -67,16 +82,17 @@ NETS = (
 )
 
 
-def load(name: str, mode: str = "clean") -> FeatureNet:
+def load(name: str, mode: str = "clean", field: str = "eval.features") -> FeatureNet:
   """The net of that name with its real weights.
 
   `mode` is how its pictures are resized: pytorch-fid also scales them otherwise.
+  `field` is what a refusal calls the setting.
 
   Raises:
     UserError: unknown name or mode, or the weights are missing or damaged.
   """
   if name not in NETS:
-    raise unknown("eval.features", name, NETS)
+    raise unknown(field, name, NETS)
   if mode not in METHODS:
     raise unknown("eval.resize", mode, METHODS)
   match name:
@@ -95,13 +111,12 @@ def load(name: str, mode: str = "clean") -> FeatureNet:
       (net, params), file, size = dinov2.load(folder), folder / "model.safetensors", 224
       called = f"DINOv2-{name.removeprefix('dinov2_')}"
       outputs = lambda out: (out, None)  # noqa: E731
-  return FeatureNet(
-    called,
-    size,
-    lambda params, pixels: outputs(net.apply({"params": params}, pixels)),
-    params,
-    weights.sha256(file),
-  )
+  apply = lambda params, x: outputs(net.apply({"params": params}, x))  # noqa: E731
+  one = jnp.zeros((1, size, size, 3))
+  pool, logits = jax.eval_shape(apply, params, one)
+  dim, classifier = pool.shape[-1], logits is not None
+  sha256 = weights.sha256(file)
+  return FeatureNet(called, size, dim, classifier, apply, params, sha256, repr(net))
 
 
 class Extractor:
@@ -143,10 +158,10 @@ class Extractor:
       return np.concatenate([resized(picture, size, mode) for picture in read])
 
     batches = grain.MapDataset.range(-(-images.length // self._batch_size)).map(pixels)
-    threads = grain.ReadOptions(num_threads=os.cpu_count(), prefetch_buffer_size=4)
+    threads = grain.ReadOptions(num_threads=os.cpu_count(), prefetch_buffer_size=8)
     found, pending = [], []
     # Some chips multiply in bfloat16 by default.
-    with jax.default_matmul_precision("float32"):
+    with jax.default_matmul_precision("highest"):
       for batch in batches.to_iter_dataset(threads):
         pending.append(self._apply(self._params, self._run.put(batch)))
         # One batch is computed while the one before is fetched.
@@ -161,34 +176,34 @@ class Extractor:
     return Features(values, None if logits[0] is None else cut(logits))
 
   def cached(self, images: ImageSet) -> Features:
-    """The same, or what it was before for the same pixels, weights and resizing.
+    """The same without logits, or what it was before for these pixels and weights.
 
     One .npz a set in TAOLU_CACHE (or ~/.cache/taolu)/features, with its provenance.
 
     Raises:
-      UserError: as above, or the folder can't be written.
+      UserError: as above.
     """
     provenance = {
+      "version": VERSION,
       "images": images.sha256(),
       "count": images.length,
-      "features": self.net.name,
-      "weights": self.net.sha256,
+      **self.net.provenance,
+      "network": self.net.network,
       "resize": self.mode,
     }
     key = hashlib.sha256(json.dumps(provenance).encode()).hexdigest()[:32]
     home = Path(os.environ.get("TAOLU_CACHE") or "~/.cache/taolu").expanduser()
     file = home / "features" / f"{key}.npz"
-    found = read(file)
+    found = read(file, json.dumps(provenance), images.length)
     # All processes compute, or none: some may have no file.
     if np.all(multihost_utils.process_allgather(np.asarray(found is not None))):
       return found
-    found = self(images)
-    arrays.write(
-      file,
-      values=found.values,
-      logits=np.empty(0) if found.logits is None else found.logits,
-      provenance=json.dumps(provenance | {"name": images.name}),
-    )
+    found = self(images)._replace(logits=None)
+    provenance = json.dumps(provenance)
+    try:
+      arrays.write(file, compress=False, values=found.values, provenance=provenance)
+    except UserError:
+      say(f"could not keep features in {file.parent}; set TAOLU_CACHE to another place")
     return found
 
 
@@ -200,11 +215,13 @@ def resized(
   return x.clip(0, 255) if mode == "clean" else x  # its cubic overshoots
 
 
-def read(file: Path) -> Features | None:
-  """The features in a file of `Extractor.cached`, None if it is absent or cut short."""
+def read(file: Path, provenance: str, count: int) -> Features | None:
+  """The features in a file of `Extractor.cached`, None if it holds no such ones."""
   try:
-    held = arrays.read(file)
-    logits = held["logits"]
-    return Features(held["values"], logits if logits.size else None)
+    if str(arrays.read(file, "provenance")["provenance"]) != provenance:
+      return None
+    values = arrays.read(file, "values")["values"]
   except (OSError, KeyError, arrays.Damaged):
     return None
+  good = values.ndim == 2 and len(values) == count and np.isfinite(values).all()
+  return Features(values, None) if good else None

@@ -12,10 +12,13 @@ from jaxtyping import UInt8
 
 from core import arrays
 from core.errors import UserError
+from core.log import say
 from data import images
 from data.dataset import Dataset
 from data.folder import SUFFIXES, find
 
+# Pictures of kinds that are not read.
+OTHERS = {".gif", ".tif", ".tiff", ".ppm", ".avif", ".heic", ".jp2", ".npy"}
 Picture = UInt8[np.ndarray, "h w 3"]
 
 
@@ -39,16 +42,21 @@ class ImageSet(NamedTuple):
     count = min(count or self.length, self.length)
     return self._replace(length=count, files=self.files[:count])
 
+  def digests(self) -> list[bytes]:
+    """A hash of the pixels of each picture."""
+
+    def digest(i: int) -> bytes:
+      picture = self.read(i)
+      found = hashlib.sha256(str(picture.shape).encode())
+      found.update(np.ascontiguousarray(picture))
+      return found.digest()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+      return list(pool.map(digest, range(self.length)))
+
   def sha256(self) -> str:
     """A hash of all pixels in order: the same pictures, the same hash."""
-    whole = hashlib.sha256()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-      for start in range(0, self.length, 1024):
-        indices = range(start, min(start + 1024, self.length))
-        for picture in pool.map(self.read, indices):
-          whole.update(str(picture.shape).encode())
-          whole.update(np.ascontiguousarray(picture))
-    return whole.hexdigest()
+    return hashlib.sha256(b"".join(self.digests())).hexdigest()
 
 
 def of_array(name: str, pixels: UInt8[np.ndarray, "n h w c"]) -> ImageSet:
@@ -71,20 +79,28 @@ def colour(pixels: UInt8[np.ndarray, "h w c"]) -> Picture:
 def open_images(path: str) -> ImageSet:
   """All images under a folder, in the order of their names, or an .npz archive.
 
-  In an archive, the array `images` (or else the only one, or `arr_0`) holds uint8
-  [n, h, w, 1 or 3]; `samples/samples.npz` of a run is one.
+  In an archive, the array `images` (or else `arr_0`) holds uint8 [n, h, w, 1 or 3];
+  `samples/samples.npz` of a run is one. Pictures in files are turned upright and laid
+  on white, which other tools do not do.
 
   Raises:
     UserError: there is nothing there, or something else.
   """
+  if not path:
+    raise UserError("a path is empty; give a folder of images or an .npz archive.")
   place = Path(path).expanduser()
   if place.suffix == ".npz":
     return archive(place)
+  if not place.exists():
+    raise UserError(f"{place} does not exist.")
   if not place.is_dir():
     raise UserError(f"{place} is neither a folder of images nor an .npz archive.")
   files = find(place)
   if not files:
     raise UserError(f"no images under {place}: put {', '.join(SUFFIXES)} files there.")
+  others = {p.suffix.lower() for p in place.rglob("*")} & OTHERS
+  if others:
+    say(f"{place}: {', '.join(sorted(others))} files are left out; convert them to PNG")
 
   def read(i: int) -> Picture:
     try:
@@ -100,21 +116,23 @@ def open_images(path: str) -> ImageSet:
 
 def archive(file: Path) -> ImageSet:
   """The pictures in an .npz archive."""
-  try:
-    held = arrays.read(file)
-  except FileNotFoundError as error:
-    raise UserError(f"{file} does not exist.") from error
-  except (OSError, arrays.Damaged) as error:
-    raise UserError(f"{file} is not a whole .npz archive ({error}).") from error
-  if not held:
-    raise UserError(f"{file} holds no arrays.")
-  name = next(n for n in ("images", "arr_0", *held) if n in held)
-  pixels = held[name]
+  for name in ("images", "arr_0"):
+    try:
+      pixels = arrays.read(file, name)[name]
+      break
+    except KeyError:
+      continue
+    except FileNotFoundError as error:
+      raise UserError(f"{file} does not exist.") from error
+    except (OSError, arrays.Damaged) as error:
+      raise UserError(f"{file} is not a whole .npz archive ({error}).") from error
+  else:
+    raise UserError(f"{file} holds no array called 'images' or 'arr_0'.")
   if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] not in (1, 3):
     raise UserError(
       f"{file} holds {name} of type {pixels.dtype} and shape {pixels.shape}; it"
       " must be uint8 [n, height, width, 1 or 3]."
     )
-  if not len(pixels):
+  if not pixels.size:
     raise UserError(f"{file} holds no pictures.")
   return of_array(str(file), pixels)

@@ -9,11 +9,10 @@ pictures of the same name (or place, in archives), such as reconstructions.
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -22,7 +21,7 @@ from ml_collections import ConfigDict
 
 from core import parallel, weights
 from core.errors import UserError, unknown
-from core.log import say
+from core.log import finite, say
 from core.workdir import explained, write_atomic
 from eval import features, scores
 from eval.images import ImageSet, open_images
@@ -36,8 +35,8 @@ PAIRED = ("psnr", "ssim", "lpips")
 
 def main(argv: list[str]) -> int:
   """Exit status: 0 done, 2 the user must change something."""
-  flags = parser().parse_args(argv)
   try:
+    flags = parser().parse_args(argv)
     parallel.initialize()
     parallel.keep_freed_memory()
     records = run(flags)
@@ -53,9 +52,17 @@ def main(argv: list[str]) -> int:
   return 0
 
 
+class Parser(argparse.ArgumentParser):
+  """Says what is wrong in one sentence."""
+
+  def error(self, message: str) -> NoReturn:
+    """Raises UserError."""
+    raise UserError(f"{message}; see python -m eval.score --help.")
+
+
 def parser() -> argparse.ArgumentParser:
   """The command line."""
-  parser = argparse.ArgumentParser(prog="python -m eval.score", description=__doc__)
+  parser = Parser(prog="python -m eval.score", description=__doc__)
   parser.formatter_class = argparse.RawDescriptionHelpFormatter
   add = parser.add_argument
   add("generated", help="what is scored")
@@ -70,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
   add("--resize", default="clean", choices=features.METHODS, help="default %(default)s")
   add("--num_images", type=int, default=0, help="the first so many of each; 0 for all")
   add("--batch_size", type=int, default=64, help="over all devices")
-  add("--neighbours", help="PNG of samples and the nearest real pictures, to write")
+  add("--neighbours", help="PNG to write of samples and what they lie nearest to")
   add("--output", help="file for the numbers with their provenance, JSON lines")
   return parser
 
@@ -81,7 +88,11 @@ def run(flags: argparse.Namespace) -> list[dict[str, Any]]:
   Raises:
     UserError: what is given can't be read or does not fit.
   """
+  if flags.num_images < 0:
+    raise UserError(f"--num_images must be 0 (all) or more, not {flags.num_images}.")
   names = [name for name in flags.metrics.split(",") if name]
+  if not names:
+    raise UserError("--metrics names none; leave it out for fd,kid,prdc.")
   for name in names:
     if name not in (*scores.METRICS, *PAIRED):
       raise unknown("--metrics", name, (*scores.METRICS, *PAIRED))
@@ -92,11 +103,12 @@ def run(flags: argparse.Namespace) -> list[dict[str, Any]]:
   source = {"samples": generated.name, "reference": reference.name}
   of_features = [name for name in names if name in scores.METRICS]
   records = []
-  if of_features or flags.neighbours:
+  if of_features:
     records += compare(flags, of_features, generated, reference)
   for name, values in paired(names, generated, reference):
-    error = standard_error(values)
-    records.append({"metric": name, "value": float(np.mean(values)), "error": error})
+    records.append({"metric": name, "value": float(np.mean(values))})
+    if np.isfinite(values).all() and len(values) > 1:
+      records[-1]["error"] = float(np.std(values) / (len(values) - 1) ** 0.5)
     if name.startswith("LPIPS"):
       records[-1]["weights_sha256"] = weights.sha256(lpips.path("alexnet"))
   return [record | count | source for record in records]
@@ -111,21 +123,26 @@ def compare(
   """The scores of distributions."""
   run = parallel.make(ConfigDict({"backend": "auto", "fsdp": 1}))
   run.check_batch(flags.batch_size, field="--batch_size")
-  net = features.load(flags.features, flags.resize)
+  net = features.load(flags.features, flags.resize, "--features")
   extract = features.Extractor(net, run, flags.resize, flags.batch_size)
-  sets = [generated, reference]
-  if flags.held_out:
-    sets.append(open_images(flags.held_out).first(flags.num_images))
-  found = [extract.cached(images) for images in sets]
-  if flags.neighbours and jax.process_index() == 0:
-    picture = neighbours(generated, found[0], reference, found[1])
+  sets = {"reference": reference}
+  if "memorisation" in names:
+    if not flags.held_out:
+      raise UserError("memorisation needs --held_out: real pictures not in REFERENCE.")
+    held_out = open_images(flags.held_out).first(flags.num_images)
+    scores.check_apart(reference, held_out)
+    sets |= {"training": reference, "held_out": held_out}
+  lengths = {role: images.length for role, images in sets.items()}
+  scores.check(names, net, generated.length, **lengths)
+  known = {role: extract.cached(images) for role, images in sets.items()}
+  found, memorised = scores.score(names, net, extract(generated), **known)
+  if memorised and flags.neighbours and jax.process_index() == 0:
+    picture = neighbours(memorised, generated, reference)
     pictures.save(picture, Path(flags.neighbours))
-  provenance = {
-    "features": net.name,
-    "weights_sha256": net.sha256,
-    "resize": flags.resize,
-  }
-  return [scores.record(s) | provenance for s in scores.score(names, net, *found)]
+  provenance = net.provenance | {"resize": flags.resize}
+  if memorised:
+    provenance["held_out"] = sets["held_out"].name
+  return [scores.record(score) | provenance for score in found]
 
 
 def paired(
@@ -159,22 +176,15 @@ def paired(
         f" {y.shape[1]}x{y.shape[0]} in {reference.name}: make them one size."
       )
     x, y = (p[None].astype(np.float32) * np.float32(2 / 255) - 1 for p in (x, y))
-    for name in wanted:
-      values[name].append(float(functions[name](x, y)[0]))
+    try:
+      with jax.default_matmul_precision("highest"):
+        for name in wanted:
+          values[name].append(float(functions[name](x, y)[0]))
+    except UserError as error:
+      raise UserError(f"picture {i} of {generated.name}: {error}") from error
   called = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS-AlexNet"}
   for name in wanted:
     yield called[name], np.asarray(values[name])
-
-
-def finite(record: dict[str, Any]) -> dict[str, Any]:
-  """JSON has no infinity, such as the PSNR of equal pictures: written as null."""
-  numbers = {k: v for k, v in record.items() if isinstance(v, float)}
-  return record | {k: None for k, v in numbers.items() if not math.isfinite(v)}
-
-
-def standard_error(values: Float[np.ndarray, " n"]) -> float:
-  """Of their mean."""
-  return float(np.std(values) / max(1, len(values) - 1) ** 0.5)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,10 @@ def sheet(
   side: int = 64,
   gap: int = 2,
 ) -> Image.Image:
-  """`grid` of pixels in 0..255, the tiles as large as the largest picture."""
+  """`grid` of pixels in 0..255, the tiles as large as the largest, at most 256."""
   tiles = [_enlarged(image, side) for image in images]
+  for tile in tiles:
+    tile.thumbnail((256, 256))
   width, height = (max(tile.size[i] for tile in tiles) for i in (0, 1))
   rows = -(-len(tiles) // columns)
   size = (columns * (width + gap) + gap, rows * (height + gap) + gap)
@@ -54,7 +56,7 @@ def save(picture: Image.Image, file: Path) -> None:
   """
   with explained(file):
     file.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(file)
+    picture.save(file, format="PNG")
 
 
 def save_gif(pictures: Sequence[Image.Image], file: Path) -> None:

@@ -42,12 +42,12 @@ def sampler(
 
 
 def batch_sampler(
-  config: ConfigDict, family: Family, run: Parallel, size: int
+  config: ConfigDict, family: Family, run: Parallel, size: int, film: bool = True
 ) -> Callable[[State, int, Sequence[str], Sequence[int]], Samples]:
   """(state, first, captions, labels) -> samples first, first + 1, ...
 
   Compiled once for `size` of them, or fewer. The noise of sample i depends on
-  `config.sample.seed` and on i alone.
+  `config.sample.seed` and on i alone. Without `film` there are no frames.
   """
 
   def compute(state: State, first: jax.Array, cond: Cond) -> Samples:
@@ -55,7 +55,8 @@ def batch_sampler(
     keys = example_keys(jax.random.key(config.sample.seed), ids)
     # The keys are cut over the devices, and so is what is drawn from them.
     keys = jax.lax.with_sharding_constraint(keys, run.rows)
-    return family.sample(state, keys, cond, size)
+    samples = family.sample(state, keys, cond, size)
+    return samples if film else samples._replace(frames=samples.frames[:0])
 
   fn = run.run(compute)
 

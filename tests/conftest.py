@@ -14,6 +14,7 @@ os.environ["XLA_FLAGS"] = (
 )
 # Compiled programs are kept, so that the second run of the tests is fast.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("TAOLU_CACHE", str(ROOT / ".cache" / "taolu"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 from flax import struct  # noqa: E402

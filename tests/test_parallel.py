@@ -1,6 +1,8 @@
 """One device, eight devices, two processes: the same parameters."""
 
 import json
+import re
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from core import parallel
+from core.checkpoint import Checkpoints
 from core.errors import UserError
 from core.train import train
 from core.workdir import open_workdir
@@ -83,23 +86,14 @@ def test_resume_from_eight_devices_onto_two(alone, tmp_path) -> None:
   assert largest_difference(alone.params, state.params) < 1e-5
 
 
-@pytest.mark.parametrize(("backend", "fsdp"), [("auto", 1), ("mesh", 2)])
-def test_two_processes_equal_one(tmp_path, backend: str, fsdp: int) -> None:
-  """Two gloo processes of two devices against one process of four."""
-  flags = (
-    *on_folder(picture_folder(tmp_path / "pictures")),
-    f"--config.parallel.backend={backend}",
-    f"--config.parallel.fsdp={fsdp}",
-    "--config.train.eval_every=0",
-    "--config.train.sample_every=0",
-    "--config.sample.prompts=('colour 1',)",
-  )
+def two_processes(workdir: Path, *flags: str) -> list[subprocess.Popen]:
+  """The command as two processes of two devices, which find each other."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
-  processes = [
+  return [
     subprocess.Popen(
-      command(tmp_path / "two", *flags),
+      command(workdir, *flags),
       env=environment(2)
       | {
         "TAOLU_COORDINATOR": f"localhost:{port}",
@@ -112,6 +106,20 @@ def test_two_processes_equal_one(tmp_path, backend: str, fsdp: int) -> None:
     )
     for i in range(2)
   ]
+
+
+@pytest.mark.parametrize(("backend", "fsdp"), [("auto", 1), ("mesh", 2)])
+def test_two_processes_equal_one(tmp_path, backend: str, fsdp: int) -> None:
+  """Two gloo processes of two devices against one process of four."""
+  flags = (
+    *on_folder(picture_folder(tmp_path / "pictures")),
+    f"--config.parallel.backend={backend}",
+    f"--config.parallel.fsdp={fsdp}",
+    "--config.train.eval_every=0",
+    "--config.train.sample_every=0",
+    "--config.sample.prompts=('colour 1',)",
+  )
+  processes = two_processes(tmp_path / "two", *flags)
   for process in processes:
     output = process.communicate(timeout=600)[0]
     assert process.returncode == 0, output
@@ -129,6 +137,28 @@ def test_two_processes_equal_one(tmp_path, backend: str, fsdp: int) -> None:
     for file in (tmp_path / name / "metrics.jsonl" for name in ("one", "two"))
   ]
   assert steps[0] == steps[1]
+
+
+def test_sigterm_to_one_process_stops_all(tmp_path: Path) -> None:
+  """They agree on the step, save it, and end with 0."""
+  flags = (
+    *on_folder(picture_folder(tmp_path / "pictures")),
+    "--config.optim.schedule=constant",
+    "--config.train.steps=1000000",
+    "--config.train.eval_every=0",
+    "--config.train.sample_every=0",
+    "--config.sample.prompts=('colour 1',)",
+  )
+  first, second = two_processes(tmp_path / "run", *flags)
+  for line in first.stdout:
+    if line.startswith("step 3/"):
+      break
+  second.send_signal(signal.SIGTERM)
+  said = first.communicate(timeout=600)[0]
+  rest = second.communicate(timeout=600)[0]
+  assert (first.returncode, second.returncode) == (0, 0), said + rest
+  (step,) = re.findall(r"stopped at step (\d+), saved", said)
+  assert Checkpoints(tmp_path / "run").latest() == int(step) >= 3
 
 
 @pytest.mark.parametrize(

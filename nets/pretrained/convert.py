@@ -60,9 +60,10 @@ def checked(
   name = type(net).__name__
   try:
     params = convert(state)
-  except KeyError as e:
+  # Another network may lack a name, or hold something else under it.
+  except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
     raise UserError(
-      f"{path} does not hold the weights of {name}: it has no array {e}."
+      f"{path} does not hold the weights of {name} ({type(e).__name__}: {e})."
     ) from e
   wanted = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
   found, wanted = (

@@ -1,0 +1,128 @@
+"""Pictures that a run draws to be scored: sampled once, used by every score."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import PyTree, UInt8
+from ml_collections import ConfigDict
+
+from core import arrays
+from core.errors import UserError
+from core.family import Family, State
+from core.parallel import Parallel
+from data.batches import choose, order
+from data.dataset import Dataset
+from pipelines import pictures, sample
+
+# Fields of `config.sample` that say how pictures are shown, not how they are drawn.
+SHOWN = ("num_images", "per_prompt", "prompts", "frames")
+
+
+class Drawn:
+  """state -> pictures, one for each of some captions or classes; compiled once.
+
+  Picture i is drawn for an example of `dataset`, each in turn in an order that
+  `sample.seed` gives, so the conditions are distributed as the data's. The pictures
+  stay in `samples/eval.npz`, and are used again as long as the weights, the conditions
+  and the settings of sampling are what they were.
+
+  Args:
+    config: reads `sample`, `eval`, `data.languages`, `text`, `optim`.
+    family: what draws.
+    run: the devices.
+    workdir: of the run.
+    dataset: whose captions or classes are drawn.
+    count: how many pictures.
+  """
+
+  def __init__(
+    self,
+    config: ConfigDict,
+    family: Family,
+    run: Parallel,
+    workdir: Path,
+    dataset: Dataset,
+    count: int,
+  ):
+    self._config, self._count = config, count
+    self._file = workdir / "samples" / "eval.npz"
+    self._draw = sample.batch_sampler(
+      config, family, run, config.eval.batch_size, film=False
+    )
+    self._fingerprint = run.run(fingerprint)
+    self._captions, self._labels = [], []
+    places = order(config.sample.seed, 0, len(dataset))
+    for i in range(count):
+      at = int(places[i % len(dataset)])
+      caption = choose(dataset.captions(at), tuple(config.data.languages), i, 0)
+      self._captions.append(caption)
+      label = dataset.label(at) if config.text.encoder == "label" else 0
+      self._labels.append(label)
+
+  def __call__(self, state: State) -> UInt8[np.ndarray, "n h w c"]:
+    """The pictures.
+
+    Raises:
+      UserError: a picture is not finite, or the file can't be written.
+    """
+    provenance = json.dumps(self.provenance(state), sort_keys=True)
+    kept = self._kept(provenance)
+    # All processes draw, or none: some may not see the file.
+    if np.all(multihost_utils.process_allgather(np.asarray(kept is not None))):
+      return kept
+    batches, size = [], self._config.eval.batch_size
+    for first in range(0, self._count, size):
+      part = slice(first, first + size)
+      batch = self._draw(state, first, self._captions[part], self._labels[part])
+      if not np.isfinite(batch.images).all():
+        raise UserError(
+          f"some of pictures {first} to {first + len(batch.images) - 1} drawn at step"
+          f" {int(state.step)} are not finite; look at the training loss, or lower"
+          " sample.guidance_scale."
+        )
+      batches.append(pictures.to_uint8(batch.images))
+    drawn = np.concatenate(batches)
+    if jax.process_index() == 0:
+      arrays.write(self._file, images=drawn, provenance=provenance)
+    return drawn
+
+  def provenance(self, state: State) -> dict[str, Any]:
+    """All that the pictures depend on, by names that a table shows."""
+    config = self._config
+    conditions = json.dumps([self._captions, self._labels])
+    return {
+      "step": int(state.step),
+      "num_samples": self._count,
+      "ema": ema(config.optim),
+      "ema_fingerprint": np.asarray(self._fingerprint(state.ema)).tobytes().hex(),
+      "conditions_sha256": hashlib.sha256(conditions.encode()).hexdigest(),
+      **{k: v for k, v in config.sample.items() if k not in SHOWN},
+    }
+
+  def _kept(self, provenance: str) -> UInt8[np.ndarray, "n h w c"] | None:
+    try:
+      if str(arrays.read(self._file, "provenance")["provenance"]) != provenance:
+        return None
+      return arrays.read(self._file, "images")["images"]
+    except (OSError, KeyError, arrays.Damaged):
+      return None
+
+
+def fingerprint(tree: PyTree) -> jax.Array:
+  """Two numbers that change with any leaf: sums weighted by the leaf's place."""
+  leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
+  sums = [(i + 1) * jnp.sum(leaf) for i, leaf in enumerate(leaves)]
+  squares = [(i + 1) * jnp.sum(leaf * leaf) for i, leaf in enumerate(leaves)]
+  return jnp.stack([sum(sums), sum(squares)])
+
+
+def ema(optim: ConfigDict) -> str:
+  """Which average of the weights draws: 'constant 0.9999'."""
+  length = optim.ema_halflife if optim.ema == "halflife" else optim.ema_decay
+  return f"{optim.ema} {length}"
