@@ -97,10 +97,9 @@ def main(count: str = "128", rounds: str = "3") -> None:
       net = peer.InceptionV3([3])
       found = []
       for path in paths:
-        name, args = "  their features and statistics", (str(path), net, 50, 2048)
-        found += timed(
-          name, fid_score.compute_statistics_of_path, *args, "cpu", workers
-        )
+        args = (str(path), net, 50, 2048, "cpu", workers)
+        compute = fid_score.compute_statistics_of_path
+        found += timed("  their features and statistics", compute, *args)
       return timed("  their distance", fid_score.calculate_frechet_distance, *found)
 
     extract(open_images(str(paths[0])).first(BATCH))
