@@ -68,21 +68,23 @@ class Scorer:
   def __call__(self, state: State) -> dict[str, Any]:
     """step, every score by its name, and `scores`: a record of each with its origin.
 
-    The records are added to `scores.jsonl` too.
+    `split` and `num_images` are those of the family's own evals. The records are
+    added to `scores.jsonl` too.
     """
-    records, split = [], self._config.data.eval_split
+    records, origin = [], {}
     if self._means:
-      means, count = self._means(state, build.eval_stream(self._config, self._held_out))
-      for name, value in means.items():
-        one = {"metric": name, "value": value, "split": split, "num_images": count}
-        records.append(one | {"step": int(state.step), "seed": self._config.seed})
+      stream = build.eval_stream(self._config, self._held_out)
+      means, count = self._means(state, stream)
+      origin = {"split": self._config.data.eval_split, "num_images": count}
+      shared = origin | {"step": int(state.step), "seed": self._config.seed}
+      records += [{"metric": k, "value": v, **shared} for k, v in means.items()]
     if self._drawn:
       records += self._drawn(state)
     if jax.process_index() == 0:
       with explained(self._workdir), (self._workdir / "scores.jsonl").open("a") as file:
         file.writelines(f"{json.dumps(finite(r))}\n" for r in records)
     values = {record["metric"]: record["value"] for record in records}
-    return {"step": int(state.step), **values, "scores": records}
+    return {"step": int(state.step), **origin, **values, "scores": records}
 
   def log(self, state: State) -> dict[str, float]:
     """The numbers alone, named 'eval/...' for the training log."""
