@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
   """Exit status: 0 done, 2 the user must change something; other faults raise."""
   try:
     config = cli.parse(argv)
-    if FLAGS.workdir is None and FLAGS.mode != "prepare":
+    if not FLAGS.workdir and FLAGS.mode != "prepare":
       raise UserError(f"--mode={FLAGS.mode} needs --workdir=DIR.")
     parallel.initialize()
     parallel.keep_freed_memory()

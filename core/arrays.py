@@ -1,14 +1,12 @@
 """Arrays in .npz files: written whole or not at all, and read whole or refused."""
 
-import os
-import uuid
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-from core.workdir import explained
+from core.workdir import written
 
 
 class Damaged(Exception):
@@ -21,15 +19,8 @@ def write(file: Path, compress: bool = True, **arrays: np.ndarray | str) -> None
   Raises:
     UserError: it can't be written.
   """
-  with explained(file):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # Several hosts may write at once, with the same process numbers.
-    partial = file.with_name(f".{uuid.uuid4().hex}_{file.name}")
-    try:
-      (np.savez_compressed if compress else np.savez)(partial, **arrays)
-      os.replace(partial, file)
-    finally:
-      partial.unlink(missing_ok=True)
+  with written(file) as partial, partial.open("wb") as opened:
+    (np.savez_compressed if compress else np.savez)(opened, **arrays)
 
 
 def read(file: Path, *names: str) -> dict[str, np.ndarray]:

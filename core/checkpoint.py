@@ -45,6 +45,8 @@ class Checkpoints:
     level = logging.get_verbosity()
     if read_only:  # Orbax warns of what was asked for
       logging.set_verbosity(logging.ERROR)
+    if self.folder.exists() and not self.folder.is_dir():
+      raise UserError(f"{self.folder} is not a folder; move it away.")
     try:
       self._manager = ocp.CheckpointManager(self.folder, options=options)
     finally:
@@ -74,8 +76,9 @@ class Checkpoints:
       )
     try:
       return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-    except (ValueError, KeyError, OSError) as error:
-      reason = str(error).strip().splitlines()[0]
+    # Orbax raises whatever a damaged file happens to break, a bare Exception too.
+    except Exception as error:
+      reason = (str(error).strip() or type(error).__name__).splitlines()[0]
       raise UserError(
         f"checkpoint {self.folder / str(step)} does not fit this config or is damaged"
         f" ({reason}); delete that folder to go back to the one before."
@@ -101,7 +104,8 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits, then frees the background threads."""
-    self._manager.close()
+    with self._explained():
+      self._manager.close()
 
 
 def abstract_like(shapes: PyTree, shardings: PyTree) -> PyTree:

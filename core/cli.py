@@ -53,6 +53,10 @@ def _load(path: str) -> ConfigDict:
   config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
   try:
     values(argv)
+  except (SyntaxError, flags.DuplicateFlagError) as error:
+    raise UserError(
+      f"--config={path} is not a config file; look in configs/."
+    ) from error
   except flags.IllegalFlagValueError as error:
     # The message holds a whole traceback; a ValueError is the file's own refusal.
     last = str(error).strip().splitlines()[-1]

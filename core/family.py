@@ -117,7 +117,7 @@ def from_loss(
   The step averages the loss over the batch's unmasked examples (the masked ones
   must be finite), in
   `config.optim.microbatches` parts, updates by `config.optim`, and moves the
-  EMA. A step whose loss or gradient is not finite changes nothing but `step`
+  EMA. A step whose loss, gradient or update is not finite changes nothing but `step`
   and the count of skipped steps.
 
   Args:
@@ -179,9 +179,9 @@ def from_loss(
     count = jnp.maximum(sums.pop("_count"), 1)
     metrics, grads = jax.tree.map(lambda a: a / count, (sums, grads))
     norm = optax.tree.norm(grads)
-    good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-
     updates, opt = tx.update(grads, state.opt[name], params)
+    good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+    good &= jnp.isfinite(optax.tree.norm(updates))
     new = optax.apply_updates(params, updates)
     d = decay(state.step)
     ema = jax.tree.map(lambda e, p: e + (1 - d) * (p - e), state.ema[name], new)

@@ -30,10 +30,11 @@ class Range(NamedTuple):
 
 COUNT, NATURAL = Range(), Range(0)
 POSITIVE = Range(0, open_low=True)
+SEED = Range(0, 2**63 - 1)
 SHARE, DECAY = Range(0, 1), Range(0, 1, open_high=True)
 
 RANGES = {
-  "seed": NATURAL,
+  "seed": SEED,
   "data.size": COUNT,
   "data.batch_size": COUNT,
   "text.max_tokens": COUNT,
@@ -67,8 +68,9 @@ RANGES = {
   "train.max_skipped": COUNT,
   "sample.num_images": COUNT,
   "sample.per_prompt": COUNT,
-  "sample.seed": NATURAL,
+  "sample.seed": SEED,
   "sample.steps": COUNT,
+  "sample.guidance_scale": NATURAL,
   "sample.frames": COUNT,
   "eval.num_images": NATURAL,
   "eval.batch_size": COUNT,
@@ -91,6 +93,12 @@ def check(config: ConfigDict) -> None:
       raise UserError(f"{field} must be {allowed}, not {number}.")
   if not config.data.languages:
     raise UserError("data.languages must name at least one language, such as ('en',).")
+  for field in ("data.languages", "sample.prompts"):
+    part, name = field.split(".")
+    if not all(isinstance(text, str) for text in config[part][name]):
+      raise UserError(f"{field} must be texts, such as ('red heart',).")
+  if not config.model.widths or min(config.model.widths) < 1:
+    raise UserError("model.widths must be numbers of channels, such as (64, 128).")
   for part in ("model", "text"):
     dim, heads = config[part].dim, config[part].heads
     if dim % heads:

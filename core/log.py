@@ -109,17 +109,20 @@ class Log:
     """Stops the bar and closes the files."""
     if self._active:
       self._bar.stop()
-      self._file.close()
-      self._board.close()
+      # What could not be written was said before; a full disk says it again here.
+      for opened in (self._file, self._board):
+        with contextlib.suppress(OSError, ValueError):
+          opened.close()
 
 
 def _complete_lines(file: Path, last: int) -> list[str]:
   kept = []
-  for line in file.read_text(encoding="utf-8").splitlines():
+  for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
     try:
-      row = json.loads(line)
-    except ValueError:  # a line that a kill cut short
+      step = json.loads(line)["step"]
+      if step <= last:
+        kept.append(line + "\n")
+    # A line that a kill cut short, or that somebody else wrote.
+    except (ValueError, KeyError, TypeError, IndexError):
       continue
-    if row["step"] <= last:
-      kept.append(line + "\n")
   return kept

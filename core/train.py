@@ -79,7 +79,10 @@ def train(
       f" {cfg.steps}"
     )
     if start >= cfg.steps:
-      say(f"nothing to do: train.steps={cfg.steps} are done; set it higher to go on")
+      more = "set it higher to go on"
+      if config.optim.schedule in ("cosine", "linear"):
+        more = "its learning rate ends there, so more steps need a new workdir"
+      say(f"nothing to do: train.steps={cfg.steps} are done; {more}")
     log = Log(workdir, start, cfg.steps)
     closing.callback(log.close)
     step, batch = start, first

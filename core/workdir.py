@@ -1,11 +1,13 @@
 """The folder of a run: opened once, and refused when it belongs to another run."""
 
 import contextlib
+import fcntl
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 from ml_collections import ConfigDict
@@ -29,8 +31,11 @@ FREE = (
 def open_workdir(path: str, config: ConfigDict) -> Path:
   """Creates the folder and its `config.json`, or checks the one that is there.
 
+  This process keeps the folder until it ends.
+
   Raises:
-    UserError: the folder can't be written, or its run has another config.
+    UserError: the folder can't be written, another process trains in it, or its run
+      has another config or none.
   """
   workdir = Path(path)
   if jax.process_index() == 0:
@@ -39,10 +44,16 @@ def open_workdir(path: str, config: ConfigDict) -> Path:
       probe = workdir / ".writable"
       probe.touch()
       probe.unlink()
+    hold(workdir)
   new = json.loads(config.to_json_best_effort())
   file = workdir / "config.json"
   if file.exists():
     check_same(read_json(file), new, workdir)
+  elif any((workdir / "checkpoints").glob("*")):
+    raise UserError(
+      f"{workdir} holds checkpoints but no config.json, so nobody knows of what; put"
+      " it back, or give another --workdir."
+    )
   if jax.process_index() == 0:
     with explained(workdir):
       write_atomic(file, json.dumps(new, indent=2, ensure_ascii=False) + "\n")
@@ -65,9 +76,39 @@ def reopen_workdir(path: str, config: ConfigDict) -> Path:
   return workdir
 
 
+_held: dict[Path, TextIO] = {}
+
+
+def hold(workdir: Path) -> None:
+  """Locks the folder for as long as this process lives.
+
+  Raises:
+    UserError: another process holds it.
+  """
+  place = workdir.resolve()
+  if place in _held:
+    return
+  lock = (place / ".lock").open("w")
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    lock.close()
+    raise UserError(
+      f"another process is training in {workdir}; wait for it, or give another"
+      " --workdir."
+    ) from error
+  except OSError:  # a file system without locks
+    lock.close()
+    return
+  _held[place] = lock
+
+
 def check_same(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> None:
   """Raises UserError naming each field that would change the model or the data."""
   old, new = dict(_flat(old)), dict(_flat(new))
+  for tree in (old, new):
+    if tree.get("data.path"):
+      tree["data.path"] = os.path.normpath(tree["data.path"])
   # These learning rates depend on where the run ends.
   decays = new.get("optim.schedule") in ("cosine", "linear")
   bound = ("train.steps",) if decays else ()
@@ -90,26 +131,47 @@ def read_json(file: Path) -> dict[str, Any]:
     UserError: the file is damaged.
   """
   try:
-    return json.loads(file.read_text(encoding="utf-8"))
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+      raise ValueError("it holds no object")
+    return found
   except ValueError as error:
     raise UserError(f"{file} is damaged ({error}); mend it or delete it.") from error
 
 
 def write_atomic(file: Path, text: str) -> None:
-  """Writes a file so that a kill at any moment leaves the old one or the new one.
+  """Writes a text file so that a kill leaves the old one or the new one.
 
   A link is followed; what is no ordinary file, such as a terminal, is written to.
+
+  Raises:
+    UserError: it can't be written.
   """
   file = file.resolve()
   if file.exists() and not file.is_file():
-    file.write_text(text, encoding="utf-8")
+    with explained(file):
+      file.write_text(text, encoding="utf-8")
     return
-  partial = file.with_name(f".{file.name}.partial")
-  try:
+  with written(file) as partial:
     partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
-  finally:
-    partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def written(file: Path) -> Iterator[Path]:
+  """A name to write to; it becomes `file` when all went well, else it is removed.
+
+  Raises:
+    UserError: `file` can't be written.
+  """
+  with explained(file):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Several hosts may write at once, with the same process numbers.
+    partial = file.with_name(f".{uuid.uuid4().hex}_{file.name}")
+    try:
+      yield partial
+      os.replace(partial, file)
+    finally:
+      partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

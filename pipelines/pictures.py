@@ -1,13 +1,13 @@
 """Arrays to picture files: grids, film strips, GIFs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from core.workdir import explained
+from core.workdir import written
 
 
 def to_uint8(images: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
@@ -23,7 +23,7 @@ def grid(
 
 
 def sheet(
-  images: Sequence[UInt8[np.ndarray, "..."]],
+  images: Iterable[UInt8[np.ndarray, "..."]],
   columns: int,
   side: int = 64,
   gap: int = 2,
@@ -54,9 +54,8 @@ def save(picture: Image.Image, file: Path) -> None:
   Raises:
     UserError: the file can't be written.
   """
-  with explained(file):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(file, format="PNG")
+  with written(file) as partial:
+    picture.save(partial, format="PNG")
 
 
 def save_gif(pictures: Sequence[Image.Image], file: Path) -> None:
@@ -66,10 +65,14 @@ def save_gif(pictures: Sequence[Image.Image], file: Path) -> None:
     UserError: the file can't be written.
   """
   durations = [250] * (len(pictures) - 1) + [2000]
-  with explained(file):
-    file.parent.mkdir(parents=True, exist_ok=True)
+  with written(file) as partial:
     pictures[0].save(
-      file, save_all=True, append_images=pictures[1:], duration=durations, loop=0
+      partial,
+      format="GIF",
+      save_all=True,
+      append_images=pictures[1:],
+      duration=durations,
+      loop=0,
     )
 
 

@@ -118,7 +118,11 @@ def prompts_for(
       raise UserError("this generator is unconditional; leave --prompt out.")
     return ["any"]
   if given or config.sample.prompts:
-    return list(given or config.sample.prompts)
+    prompts = list(given or config.sample.prompts)
+    for prompt in prompts:
+      if not prompt.isprintable() and any("\ud800" <= c <= "\udfff" for c in prompt):
+        raise UserError(f"the prompt {prompt!a} is not UTF-8 text.")
+    return prompts
   if config.text.encoder == "label":
     return list(load().classes)
   data, captions = load(), {}
@@ -128,7 +132,9 @@ def prompts_for(
       break
   captions.pop("", None)
   if not captions:
-    raise UserError("the data have no captions to draw; set sample.prompts.")
+    raise UserError(
+      "no captions to draw in the data; set sample.prompts, or text.encoder='none'."
+    )
   return list(captions)[: config.sample.num_images]
 
 

@@ -166,6 +166,15 @@ def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is():
   assert after.extra["skipped"].tolist() == [1, 1]
 
 
+def test_an_update_that_is_not_finite_is_skipped_too():
+  (before, after), metrics = run([make_batch()], learning_rate=float("inf"))
+  assert np.isfinite(metrics[0]["loss"])
+  assert np.isfinite(metrics[0]["grad_norm"])
+  assert_same(after.params, before.params)
+  assert_same(after.opt, before.opt)
+  assert after.extra["skipped"].tolist() == [1, 1]
+
+
 def adamw(params, grads, *, learning_rates, clip, decay, b1=0.9, b2=0.999, eps=1e-8):
   """Loshchilov & Hutter 2019, algorithm 2, after clipping by the global norm."""
   params = {k: np.array(v, np.float64) for k, v in params.items()}

@@ -1,0 +1,97 @@
+"""The folder of a run: whose it is, and files that are whole or not there."""
+
+import fcntl
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from core import workdir
+from core.checkpoint import Checkpoints, abstract_like
+from core.errors import UserError
+from core.log import Log
+from core.workdir import open_workdir, write_atomic, written
+from tests.runs import load_config
+
+CONFIG = load_config("configs/quickstart.py")
+
+
+def test_a_folder_belongs_to_one_process(tmp_path: Path) -> None:
+  with (tmp_path / ".lock").open("w") as other:
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="another process is training"):
+      open_workdir(str(tmp_path), CONFIG)
+  open_workdir(str(tmp_path), CONFIG)
+  open_workdir(str(tmp_path), CONFIG)  # this process holds it already
+  assert tmp_path in workdir._held
+
+
+def test_checkpoints_of_nobody_are_not_taken_over(tmp_path: Path) -> None:
+  (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+  with pytest.raises(UserError, match=r"no config\.json"):
+    open_workdir(str(tmp_path), CONFIG)
+  (tmp_path / "config.json").write_text("[]")
+  with pytest.raises(UserError, match="damaged"):
+    open_workdir(str(tmp_path), CONFIG)
+
+
+def test_the_same_folder_of_pictures_by_another_spelling(tmp_path: Path) -> None:
+  config = CONFIG.copy_and_resolve_references()
+  config.data.path = "pictures/"
+  open_workdir(str(tmp_path), config)
+  config.data.path = "pictures"
+  open_workdir(str(tmp_path), config)
+  config.data.path = "others"
+  with pytest.raises(UserError, match=r"data\.path"):
+    open_workdir(str(tmp_path), config)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+  file = tmp_path / "a.txt"
+  write_atomic(file, "old")
+
+  def fail() -> None:
+    with written(file) as partial:
+      partial.write_text("half of the n")
+      raise OSError(28, "No space left on device")
+
+  with pytest.raises(UserError, match="No space left"):
+    fail()
+  assert file.read_text() == "old"
+  assert list(tmp_path.iterdir()) == [file]
+
+
+def test_links_are_followed_and_devices_stay(tmp_path: Path) -> None:
+  (tmp_path / "link").symlink_to(tmp_path / "file")
+  write_atomic(tmp_path / "link", "text")
+  assert (tmp_path / "link").is_symlink()
+  assert (tmp_path / "file").read_text() == "text"
+  write_atomic(Path("/dev/null"), "text")
+  assert not Path("/dev/null").is_file()
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+  state = {"weights": jnp.arange(5000.0)}
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(3, state)
+  checkpoints.wait()
+  largest = max(
+    (f for f in (tmp_path / "checkpoints").rglob("*") if f.is_file()),
+    key=lambda f: f.stat().st_size,
+  )
+  largest.write_bytes(largest.read_bytes()[:50])
+  shapes = {"weights": state["weights"]}
+  abstract = abstract_like(shapes, {"weights": state["weights"].sharding})
+  with pytest.raises(UserError, match=r"checkpoints/3 does not fit .* or is damaged"):
+    checkpoints.restore(abstract)
+  checkpoints.close()
+
+
+def test_strange_lines_of_the_log_are_left_out(tmp_path: Path) -> None:
+  file = tmp_path / "metrics.jsonl"
+  good = json.dumps({"step": 2, "loss": 1.0})
+  strange = ["[]", "5", "null", '{"step": "x"}', "{}", '{"step": 9}', '{"st']
+  file.write_bytes("\n".join([good, *strange]).encode() + b"\n\xff\xfe")
+  Log(tmp_path, 4, 10).close()
+  assert file.read_text() == good + "\n"
