@@ -85,6 +85,7 @@ def main(argv: list[str]) -> int:
       raise UserError(f"--mode={FLAGS.mode} needs --workdir=DIR.")
     parallel.initialize()
     parallel.keep_freed_memory()
+    cli.be_quiet()
     MODES[FLAGS.mode](config, FLAGS.workdir)
   except UserError as error:
     print(f"taolu: {error}", file=sys.stderr)
@@ -99,4 +100,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv))
+  cli.leave(main(sys.argv))

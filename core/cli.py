@@ -1,10 +1,13 @@
 """The command line: every fault in it is one sentence."""
 
+import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from core import limits
@@ -33,6 +36,22 @@ def parse(argv: list[str]) -> ConfigDict:
     raise UserError(f"unexpected argument {rest[1]!r}; flags look like --mode=train.")
   limits.check(config)
   return config
+
+
+def be_quiet() -> None:
+  """Silences Orbax, which logs at length what it raises as well."""
+  logging.set_verbosity(logging.FATAL)
+
+
+def leave(status: int) -> NoReturn:
+  """Ends the process; a sentence for the user (status 2) is its last word.
+
+  Threads and exit handlers of a logger that met a full disk would add theirs.
+  """
+  if status == 2:
+    sys.stdout.flush()
+    os._exit(status)
+  sys.exit(status)
 
 
 def _only_config(argv: list[str]) -> str:
