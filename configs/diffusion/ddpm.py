@@ -9,7 +9,8 @@ logsnr instead of t.
 
 Variants:
   :openmoji32     text to image on OpenMoji in three languages, with a small DiT in
-                  place of the U-Net: an hour or two on two CPU cores.
+                  place of the U-Net: an hour or two on two CPU cores, enough for
+                  drawings with dozens of variants, not for those with one picture.
   :fashion_mnist  class to image, 32x32 grey.
   :tiny           seconds; what tests use.
 """
