@@ -64,7 +64,7 @@ def score(config: ConfigDict, path: str) -> None:
   workdir = reopen_workdir(path, config)
   family, run, state = build.trained(config, workdir)
   load = functools.cache(functools.partial(source.load, config.data))
-  metrics = tuple(config.eval.metrics) or usual(config, family)
+  metrics = tuple(config.eval.metrics) or usual(config, family, load)
   Scorer(config, family, run, workdir, metrics, load).write(state)
 
 

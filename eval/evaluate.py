@@ -9,22 +9,50 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from core.errors import unknown
+from core.errors import UserError, unknown
 from core.family import Batch, Family, State
 from core.log import finite, say
 from core.parallel import Parallel
 from core.workdir import explained, write_atomic
 from data.dataset import Dataset
 from eval import scores
+from eval.images import of_dataset
 from eval.sampled import SampleScores
 from pipelines import build
 
 
-def usual(config: ConfigDict, family: Family) -> tuple[str, ...]:
-  """What is scored unless told: memorisation only where pictures are held out."""
-  held_out = config.data.eval_split not in ("all", config.data.train_split)
-  drawn = [m for m in scores.USUAL if held_out or m != "memorisation"]
-  return (*family.evals, *drawn)
+def usual(
+  config: ConfigDict, family: Family, load: Callable[[str], Dataset]
+) -> tuple[str, ...]:
+  """What is scored unless told: all that the pictures at hand allow; says what not."""
+  data = config.data
+  train, held_out = load(data.train_split), load(data.eval_split)
+  reference = load(config.eval.reference_split or data.train_split)
+  drawn = config.eval.num_images or len(reference)
+  chosen = list(family.evals)
+  for metric in scores.USUAL:
+    have = min(drawn, len(reference))
+    if metric == "memorisation":
+      have = min(drawn, len(train), len(held_out))
+    if have < scores.LEAST[metric]:
+      say(f"{metric} is left out: it needs {scores.LEAST[metric]} pictures, not {have}")
+    elif metric == "memorisation" and not apart(config, train, held_out):
+      say(f"{metric} is left out: data.eval_split holds training pictures")
+    else:
+      chosen.append(metric)
+  return tuple(chosen)
+
+
+def apart(config: ConfigDict, train: Dataset, held_out: Dataset) -> bool:
+  """Whether the evaluation split holds pictures that are not trained on."""
+  splits = (config.data.train_split, config.data.eval_split)
+  if "all" in splits or splits[0] == splits[1]:
+    return False
+  try:
+    scores.check_apart(of_dataset(train, splits[0]), of_dataset(held_out, splits[1]))
+  except UserError:
+    return False
+  return True
 
 
 class Scorer:

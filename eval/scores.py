@@ -18,6 +18,15 @@ METRICS = ("fd", "fd_infinity", "kid", "kid_subsets", "is", "prdc", "memorisatio
 USUAL = ("fd", "kid", "prdc", "memorisation")
 SPLITS = 10  # of the Inception Score
 SUBSETS = 1000  # pictures in each subset of KID
+# The fewest pictures a metric can be had of.
+LEAST = {
+  "fd": 2,
+  "kid": 3,
+  "kid_subsets": SUBSETS,
+  "is": SPLITS,
+  "prdc": 6,
+  "memorisation": 20,
+}
 
 
 class Score(NamedTuple):
@@ -78,16 +87,8 @@ def check(
   Raises:
     UserError: one is unknown or can't.
   """
-  fewest, dim = min(generated, reference), net.dim
-  least = {
-    "fd": 2,
-    "fd_infinity": smallest(dim) + 1,
-    "kid": 3,
-    "kid_subsets": SUBSETS,
-    "is": SPLITS,
-    "prdc": 6,
-    "memorisation": 20,
-  }
+  fewest = min(generated, reference)
+  least = LEAST | {"fd_infinity": smallest(net.dim) + 1}
   for metric in metrics:
     if metric not in METRICS:
       raise unknown("metric", metric, METRICS)

@@ -1,6 +1,5 @@
 """Scores of what a run draws, with a generator whose pictures say what they were."""
 
-import functools
 import json
 from pathlib import Path
 
@@ -122,9 +121,16 @@ def test_pictures_that_are_not_finite_are_refused(
     drawn(config, tmp_path, scale=np.nan)
 
 
+SPLITS = {
+  "train": dataset(),
+  "test": dataset(shift=1000),
+  "all": dataset(),
+  "copy": dataset(),
+}
+
+
 def scorer(config: ConfigDict, folder: Path, *metrics: str) -> evaluate.Scorer:
-  splits = {"train": dataset(), "test": dataset(shift=1000), "all": dataset()}
-  load = functools.cache(splits.__getitem__)
+  load = SPLITS.__getitem__
   return evaluate.Scorer(config, FAMILY, devices(1), folder, metrics, load)
 
 
@@ -164,9 +170,20 @@ def test_memorisation_is_measured_against_the_training_split(
   config.data.eval_split = "all"
   with pytest.raises(UserError, match="40 of the 40 in numbers:all are in numbers:tra"):
     scorer(config, tmp_path, "memorisation")
-  assert "memorisation" not in evaluate.usual(config, FAMILY)
-  config.data.eval_split = "test"
-  assert "memorisation" in evaluate.usual(config, FAMILY)
+
+
+def test_what_is_usual_is_what_the_pictures_allow(config: ConfigDict, capsys) -> None:
+  def usual(split: str, count: int) -> tuple[str, ...]:
+    config.data.eval_split, config.eval.num_images = split, count
+    return evaluate.usual(config, FAMILY, SPLITS.__getitem__)
+
+  assert usual("test", 30) == ("fd", "kid", "prdc", "memorisation")
+  assert usual("all", 30) == usual("train", 30) == ("fd", "kid", "prdc")
+  assert usual("copy", 0) == ("fd", "kid", "prdc")
+  assert "holds training pictures" in capsys.readouterr().err
+  assert usual("test", 5) == ("fd", "kid")
+  assert "prdc is left out: it needs 6 pictures, not 5" in capsys.readouterr().err
+  assert usual("test", 1) == ()
 
 
 def test_in_training_it_is_numbers(config: ConfigDict, tmp_path: Path) -> None:
