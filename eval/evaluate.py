@@ -124,9 +124,8 @@ class Scorer:
     if jax.process_index() == 0:
       found["scores"] = [finite(record) for record in found["scores"]]
       found = finite(found)
-      with explained(self._workdir):
-        text = json.dumps(found, indent=2)
-        write_atomic(self._workdir / "eval.json", f"{text}\n")
+      text = json.dumps(found, indent=2)
+      write_atomic(self._workdir / "eval.json", f"{text}\n")
       say(scores.table(found["scores"]))
       print(json.dumps(found))
 

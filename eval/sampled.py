@@ -70,6 +70,7 @@ class SampleScores:
       scores.check_apart(self._sets["training"], self._sets["held_out"])
     self._draw = Drawn(config, family, run, workdir, load(split), count)
     self._known: dict[str, features.Features] = {}
+    self._reference_sha256 = ""
 
   def __call__(self, state: State) -> list[Record]:
     """The records, in the order of `metrics`; all that a number depends on is there.
@@ -82,6 +83,9 @@ class SampleScores:
     for role, real in self._sets.items():
       if role not in self._known:
         self._known[role] = self._extract.cached(real)
+    # All pictures are read for it, so once.
+    reference = self._sets["reference"]
+    self._reference_sha256 = self._reference_sha256 or reference.sha256()
     generated = self._extract(drawn)
     found, memorised = scores.score(self._metrics, net, generated, **self._known)
     if memorised and jax.process_index() == 0:
@@ -89,9 +93,9 @@ class SampleScores:
     provenance = self._draw.provenance(state) | {
       **net.provenance,
       "resize": self._extract.mode,
-      "reference": self._sets["reference"].name,
-      "reference_sha256": self._sets["reference"].sha256(),
-      "num_reference": self._sets["reference"].length,
+      "reference": reference.name,
+      "reference_sha256": self._reference_sha256,
+      "num_reference": reference.length,
     }
     if memorised:
       provenance["held_out"] = self._sets["held_out"].name

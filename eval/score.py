@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from core import parallel, weights
 from core.errors import UserError, unknown
 from core.log import finite, say
-from core.workdir import explained, write_atomic
+from core.workdir import write_atomic
 from eval import features, scores
 from eval.images import ImageSet, open_images
 from eval.metrics import pixels
@@ -44,8 +44,7 @@ def main(argv: list[str]) -> int:
       print(scores.table(records))
       if flags.output:
         file = Path(flags.output)
-        with explained(file):
-          write_atomic(file, "".join(f"{json.dumps(finite(r))}\n" for r in records))
+        write_atomic(file, "".join(f"{json.dumps(finite(r))}\n" for r in records))
   except UserError as error:
     print(f"taolu: {error}", file=sys.stderr)
     return 2
