@@ -33,10 +33,14 @@ class State(struct.PyTreeNode):
 
 
 class Samples(NamedTuple):
-  """Pictures in [-1, 1], and the same pictures while they form."""
+  """Pictures in [-1, 1], and the same pictures while they form.
+
+  `nfe` is the number of network evaluations of each; a guided one counts once.
+  """
 
   images: Float[Array, "n h w c"]
   frames: Float[Array, "k n h w c"]
+  nfe: Int[Array, " n"]
 
 
 class Spec(NamedTuple):

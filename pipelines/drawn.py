@@ -76,7 +76,7 @@ class Drawn:
     # All processes draw, or none: some may not see the file.
     if np.all(multihost_utils.process_allgather(np.asarray(kept is not None))):
       return kept
-    batches, size = [], self._config.eval.batch_size
+    batches, nfe, size = [], [], self._config.eval.batch_size
     for first in range(0, self._count, size):
       part = slice(first, first + size)
       batch = self._draw(state, first, self._captions[part], self._labels[part])
@@ -87,9 +87,12 @@ class Drawn:
           " sample.guidance_scale."
         )
       batches.append(pictures.to_uint8(batch.images))
+      nfe.append(batch.nfe)
     drawn = np.concatenate(batches)
     if jax.process_index() == 0:
-      arrays.write(self._file, images=drawn, provenance=provenance)
+      arrays.write(
+        self._file, images=drawn, nfe=np.concatenate(nfe), provenance=provenance
+      )
     return drawn
 
   def provenance(self, state: State) -> dict[str, Any]:

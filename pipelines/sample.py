@@ -70,8 +70,8 @@ def batch_sampler(
       [*labels, *labels[:1] * pad],
     )
     out = fn(state, np.uint32(first), run.put(slice_of_process(cond)))
-    images, frames = jax.device_get(out)
-    return Samples(images[:n], frames[:, :n])
+    images, frames, nfe = jax.device_get(out)
+    return Samples(images[:n], frames[:, :n], nfe[:n])
 
   return draw
 
@@ -164,7 +164,7 @@ def write(
 
   For each prompt a grid, a film strip and a GIF of the pictures forming, and for
   all `samples.npz`: images uint8 [n, h, w, c], frames uint8 [k, n, h, w, c],
-  prompts [n], step.
+  prompts [n], step, nfe [n].
 
   Raises:
     UserError: the folder can't be written.
@@ -186,6 +186,7 @@ def write(
     frames=pictures.to_uint8(samples.frames),
     prompts=np.repeat(np.asarray(prompts), each),
     step=np.asarray(step),
+    nfe=samples.nfe,
   )
   return files
 

@@ -25,7 +25,7 @@ def draws(state: State, keys: jax.Array, cond: object, n: int) -> Samples:
   noise = jax.vmap(lambda key: jax.random.uniform(key, (SIZE, SIZE // 2, 3)))(keys)
   left = jnp.broadcast_to(cond.label[:, None, None, None] / 10, noise.shape)
   pictures = jnp.concatenate([left, noise], axis=2) * state.ema["generator"]["scale"]
-  return Samples(pictures, jnp.stack([pictures] * 3))
+  return Samples(pictures, jnp.stack([pictures] * 3), jnp.full(n, 5))
 
 
 FAMILY = Family(init=None, step=None, sample=draws, evals={})
