@@ -83,8 +83,30 @@ def get_config() -> ConfigDict:
   # What the grid shows in training; () takes captions of the evaluation split.
   c.sample.prompts = ()
   c.sample.seed = 0
-  c.sample.steps = 50  # network evaluations a picture
+  # ddpm, ddim, euler, heun, rk4, rk45, dpmpp_2m, dpmpp_2m_sde or pc. Of network
+  # evaluations a step takes 1, heun 2, rk4 4, pc 1 + corrector_steps, and the last one
+  # 1 always; rk45 takes what it needs (all are counted, `nfe` in samples.npz).
   c.sample.sampler = "ddim"
+  c.sample.steps = 50
+  # Noise levels: time and quadratic follow the training schedule; logsnr and karras run
+  # between these bounds of sigma / alpha, or the schedule's own ends where nearer.
+  c.sample.grid = "time"
+  c.sample.sigma_min = 0.002
+  c.sample.sigma_max = 80.0
+  c.sample.rho = 7.0  # of karras: above 1, shorter steps near the clean end
+  # The scaling in which euler, heun, rk4 and rk45 step straight: own, ve, rf or vp.
+  c.sample.lens = "own"
+  c.sample.eta = 0.0  # of ddim: the share of fresh noise; 1 is ddpm
+  c.sample.variance = "small"  # of ddpm and pc: small, large or learned
+  # EDM's S_churn, S_tmin, S_tmax and S_noise: of euler, heun and rk4.
+  c.sample.churn = 0.0
+  c.sample.churn_min = 0.0
+  c.sample.churn_max = 1e9
+  c.sample.churn_noise = 1.0
+  c.sample.corrector_steps = 1  # of pc, after each step but the last
+  c.sample.corrector_snr = 0.16
+  c.sample.rtol = 1e-5  # of rk45, which steps from the grid's first to its last level
+  c.sample.atol = 1e-5
   c.sample.guidance_scale = 2.0  # 1 is none
   c.sample.clip = True  # keep the estimate of the clean image in [-1, 1]
   c.sample.frames = 8  # of the film of each picture forming

@@ -1,95 +1,365 @@
-"""Sampling from a diffusion: ancestral (DDPM) and DDIM steps, one compiled scan."""
+"""THE sampler: a grid of noise levels, a step from `diffusion/solvers.py`, one loop.
+
+After Karras et al. 2022 (EDM), table 1: solver, discretisation, scaling and churn are
+settings of their own, and published samplers are points in their product, e.g.
+
+  DDPM             sampler ddpm
+  DDIM             sampler ddim, grid time or quadratic
+  EDM              sampler heun, grid karras, lens ve; with churn > 0 their algorithm 2
+  rectified flow   sampler euler, lens rf
+  DPM-Solver++ 2M  sampler dpmpp_2m, grid logsnr; its SDE variant dpmpp_2m_sde
+  score SDE        sampler pc, or rk45 for the probability-flow ODE
+"""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
+from ml_collections import ConfigDict
 
-from core import noise
+from core.errors import UserError, unknown
 from core.family import Samples
-from core.noise import Schedule, alpha_sigma
+from core.noise import Scaling, Schedule, alpha_sigma
+from diffusion import adaptive, solvers
 
-ETA = {"ddim": 0.0, "ddpm": 1.0}  # sampler's name -> share of fresh noise
+ETA = {"ddim": None, "ddpm": 1.0, "dpmpp_2m": 0.0, "dpmpp_2m_sde": 1.0}
+SAMPLERS = (*ETA, *solvers.TABLEAUS, "rk45", "pc")
+CHOICES = {
+  "sampler": SAMPLERS,
+  "grid": ("time", "quadratic", "logsnr", "karras"),
+  "lens": ("own", "ve", "rf", "vp"),
+  "variance": ("small", "large", "learned"),
+}
+# Fields that mean something to some samplers only: their neutral value, and whose.
+MEANT_FOR = {
+  "eta": (0.0, ("ddim",)),
+  "variance": ("small", ("ddpm", "pc")),
+  "lens": ("own", (*solvers.TABLEAUS, "rk45")),
+  "churn": (0.0, tuple(solvers.TABLEAUS)),
+}
+MAX_ATTEMPTS = 1000  # of rk45; thousands of calls, more than any sampler is worth
 
 
-def step(
-  x_t: Float[Array, "n ..."],
-  x_hat: Float[Array, "n ..."],
-  fresh: Float[Array, "n ..."],
-  logsnr_t: Float[Array, ""],
-  logsnr_s: Float[Array, ""],
-  schedule: Schedule,
-  eta: float,
-) -> Float[Array, "n ..."]:
-  """From time t to an earlier time s, given the estimate x_hat of the clean image.
+class Estimate(NamedTuple):
+  """What a denoiser says of x_t.
 
-  x_s = alpha_s x_hat + sqrt(sigma_s^2 - d^2) eps_hat + d fresh,
-  d = eta sigma_s sqrt(1 - exp(logsnr_t - logsnr_s)),
-  eps_hat = (x_t - alpha_t x_hat) / sigma_t.
-
-  Song et al. 2021 (DDIM), eqs. 12 and 16, on any scaling. eta = 1 draws from
-  DDPM's posterior q(x_s | x_t, x_hat) (Ho et al. 2020, eqs. 6 and 7); eta = 0 is
-  deterministic, and under the rectified-flow scaling exactly Euler's method.
-  logsnr_s may be +inf (no noise): then x_s = x_hat.
+  Attributes:
+    x: the estimate of the clean image.
+    fraction: of a learned variance, in [0, 1] (`solvers.ddpm`); None if not learned.
   """
-  logsnr = jnp.full(x_t.shape[:1], logsnr_t)
-  eps_hat = noise.eps_of(x_hat, x_t, logsnr, schedule.scaling)
-  alpha_s, sigma_s = alpha_sigma(logsnr_s, schedule.scaling)
-  share = -jnp.expm1(logsnr_t - logsnr_s)  # of the noise at s that is new
-  keep = sigma_s * jnp.sqrt(jnp.maximum(1 - eta**2 * share, 0))
-  return alpha_s * x_hat + keep * eps_hat + eta * sigma_s * jnp.sqrt(share) * fresh
+
+  x: Float[Array, "n ..."]
+  fraction: Float[Array, "n ..."] | None
 
 
-def time_grid(schedule: Schedule, steps: int) -> Float[Array, " {steps}+1"]:
-  """logsnr at `steps` times from t = 1 down, and +inf for the clean end.
+# (x_t in the model's own scaling, logsnr) -> Estimate.
+Denoise = Callable[[Float[Array, "n ..."], Float[Array, " n"]], Estimate]
 
-  The times are 1, 1 - 1/steps, ..., 1/steps: t = 0 is the clean end. Under ve it is
-  not, sigma(0) is sigma_min > 0, so there they run down to 0 before it (Karras et
-  al. 2022, eq. 5 and table 1).
+
+class Settings(NamedTuple):
+  """The fields of `config.sample` that decide the numbers; see configs/base.py."""
+
+  sampler: str = "ddim"
+  steps: int = 50
+  grid: str = "time"
+  sigma_min: float = 0.002
+  sigma_max: float = 80.0
+  rho: float = 7.0
+  lens: str = "own"
+  eta: float = 0.0
+  variance: str = "small"
+  churn: float = 0.0
+  churn_min: float = 0.0
+  churn_max: float = 1e9
+  churn_noise: float = 1.0
+  corrector_steps: int = 1
+  corrector_snr: float = 0.16
+  rtol: float = 1e-5
+  atol: float = 1e-5
+  frames: int = 8
+
+
+def settings(sample: ConfigDict) -> Settings:
+  """The Settings of `config.sample`.
+
+  Raises:
+    UserError: an unknown name, or a field that the sampler has no use for.
   """
-  last = 0.0 if schedule.scaling == "ve" else 1 / steps
-  times = jnp.linspace(1.0, last, steps)
-  return jnp.append(schedule.logsnr(times), jnp.inf)
+  found = Settings(**{field: sample[field] for field in Settings._fields})
+  for field, known in CHOICES.items():
+    if getattr(found, field) not in known:
+      raise unknown(f"sample.{field}", getattr(found, field), known)
+  for field, (neutral, users) in MEANT_FOR.items():
+    value = getattr(found, field)
+    if value != neutral and found.sampler not in users:
+      raise UserError(
+        f"sample.{field}={value!r} means nothing to sample.sampler={found.sampler!r};"
+        f" set it to {neutral!r}, or take one of {', '.join(users)}."
+      )
+  if found.sigma_min >= found.sigma_max:
+    raise UserError(
+      f"sample.sigma_min={found.sigma_min} must be below"
+      f" sample.sigma_max={found.sigma_max}."
+    )
+  return found
+
+
+def time_grid(
+  schedule: Schedule, settings: Settings
+) -> Float[Array, " {settings.steps}+1"]:
+  """logsnr at `steps` levels, from noise on, increasing, and +inf for the clean end.
+
+  time: at t = 1, 1 - 1/steps, ..., 1/steps, since t = 0 is the clean end; under ve it
+    is not, sigma(0) is sigma_min > 0, so there down to 0 before it (Karras et al. 2022,
+    eq. 5 and table 1).
+  quadratic: at the squares of these t (Song et al. 2021, DDIM, appendix D.2).
+  logsnr: uniform in logsnr (Lu et al. 2022, DPM-Solver, section 3.3).
+  karras: uniform in (sigma / alpha)^(1/rho) (Karras et al. 2022, eq. 5).
+
+  The last two run from sigma / alpha = sigma_max to sigma_min, or to the schedule's own
+  ends where these are nearer.
+  """
+  steps = settings.steps
+  if settings.grid in ("time", "quadratic"):
+    times = jnp.linspace(1.0, 0.0 if schedule.scaling == "ve" else 1 / steps, steps)
+    times = times**2 if settings.grid == "quadratic" else times
+    return jnp.append(schedule.logsnr(times), jnp.inf)
+  ends = schedule.logsnr(jnp.array([1.0, 0.0]))
+  low = jnp.maximum(ends[0], -2 * jnp.log(settings.sigma_max))
+  high = jnp.minimum(ends[1], -2 * jnp.log(settings.sigma_min))
+  if settings.grid == "logsnr":
+    return jnp.append(jnp.linspace(low, high, steps), jnp.inf)
+  rho = settings.rho
+  roots = jnp.linspace(jnp.exp(-low / (2 * rho)), jnp.exp(-high / (2 * rho)), steps)
+  return jnp.append(-2 * rho * jnp.log(roots), jnp.inf)
 
 
 def sample(
-  denoise: Callable[[Float[Array, "n ..."], Float[Array, " n"]], Float[Array, "n ..."]],
+  denoise: Denoise,
   keys: Key[Array, " n"],
   shape: tuple[int, ...],
   schedule: Schedule,
-  *,
-  steps: int,
-  eta: float,
-  frames: int,
+  settings: Settings,
 ) -> Samples:
-  """Runs `step` over `time_grid` from x_1 = sigma_1 eps, as one `lax.scan`.
+  """Pictures of `shape` from pure noise: `solve` over `time_grid` from x_1 = sigma eps.
+
+  All noise of a sample comes from its key.
+  """
+  grid = time_grid(schedule, settings)
+  start = alpha_sigma(grid[0], schedule.scaling)[1] * draw(keys, 0, shape)
+  return Samples(*solve(denoise, keys, start, grid, schedule.scaling, settings))
+
+
+def draw(
+  keys: Key[Array, " n"], i: Int[Array, ""] | int, shape: tuple[int, ...]
+) -> Float[Array, "n ..."]:
+  """The i-th standard normal draw of each sample."""
+  own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+  return jax.vmap(lambda key: jax.random.normal(key, shape))(own)
+
+
+class _State(NamedTuple):
+  x: Float[Array, "n ..."]
+  before: Float[Array, "n ..."]  # the last x_hat
+  film: Float[Array, "k n ..."]
+  nfe: Int[Array, ""]
+
+
+def solve(
+  denoise: Denoise,
+  keys: Key[Array, " n"],
+  x: Float[Array, "n ..."],
+  grid: Float[Array, " points"],
+  scaling: Scaling,
+  settings: Settings,
+) -> tuple[Float[Array, "n ..."], Float[Array, "k n ..."], Int[Array, " n"]]:
+  """(x at grid[-1], film of x_hat, calls of `denoise` a picture) from x at grid[0].
+
+  One `lax.scan` over the grid, in which `denoise` is compiled once (rk45: one
+  `while_loop` between the grid's first and last finite level).
 
   Args:
-    denoise: (x_t, logsnr) -> x_hat, the estimate of the clean image.
-    keys: one key a sample; all its noise comes from it.
-    shape: of one image.
-    schedule: the noise schedule the network was trained with.
-    steps: calls of `denoise`.
-    eta: 0 deterministic, 1 ancestral.
-    frames: how many of the x_hat to keep, evenly spaced, the last one included.
+    denoise: (x_t, logsnr) -> Estimate.
+    keys: one key a sample; draw 0 is left to the start.
+    x: in the model's own scaling.
+    grid: logsnr. The step to +inf, the clean end, is one evaluation and x_hat, for
+      every solver; only the last may be. The deterministic samplers also run towards
+      noise, where logsnr falls.
+    scaling: the model's own.
+    settings: all but `steps`, `grid` and what goes with it.
+
+  Raises:
+    UserError: a learned variance is wanted of a network that learns none.
   """
-  frames = min(frames, steps)
-  grid = time_grid(schedule, steps)
+  if settings.sampler == "rk45":
+    return _solve_rk45(denoise, x, grid, scaling, settings)
+  steps = grid.shape[0] - 1
+  frames = min(settings.frames, steps)
+  step = _step_of(denoise, keys, grid, scaling, settings)
 
-  def draw(i: Array) -> Float[Array, "n ..."]:
-    own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(own)
-
-  def body(carry: tuple, i: Array) -> tuple[tuple, None]:
-    x_t, film = carry
-    x_hat = denoise(x_t, jnp.full(keys.shape, grid[i]))
+  def body(state: _State, i: Array) -> tuple[_State, None]:
+    new, x_hat, calls = step(state, i)
     # A later estimate overwrites an earlier one of the same frame.
-    film = film.at[i * frames // steps].set(x_hat)
-    fresh = draw(i + 1) if eta > 0 else jnp.zeros_like(x_t)
-    return (step(x_t, x_hat, fresh, grid[i], grid[i + 1], schedule, eta), film), None
+    film = state.film.at[i * frames // steps].set(x_hat)
+    return _State(new, x_hat, film, state.nfe + calls), None
 
-  start = alpha_sigma(grid[0], schedule.scaling)[1] * draw(jnp.asarray(0))
-  film = jnp.zeros((frames, *start.shape))
-  (images, film), _ = jax.lax.scan(body, (start, film), jnp.arange(steps))
-  return Samples(images, film)
+  film = jnp.zeros((frames, *x.shape), x.dtype)
+  start = _State(x, jnp.zeros_like(x), film, jnp.zeros((), jnp.int32))
+  end, _ = jax.lax.scan(body, start, jnp.arange(steps))
+  return end.x, end.film, jnp.full(x.shape[:1], end.nfe)
+
+
+# (state, i) -> (x at grid[i + 1], x_hat at grid[i], calls of the denoiser).
+_Step = Callable[
+  [_State, Int[Array, ""]],
+  tuple[Float[Array, "n ..."], Float[Array, "n ..."], Int[Array, ""] | int],
+]
+
+
+def _step_of(
+  denoise: Denoise,
+  keys: Key[Array, " n"],
+  grid: Float[Array, " points"],
+  scaling: Scaling,
+  settings: Settings,
+) -> _Step:
+  name, steps = settings.sampler, grid.shape[0] - 1
+
+  def at(x: Array, logsnr: Array) -> Estimate:
+    return denoise(x, jnp.full(x.shape[:1], logsnr))
+
+  def fresh(i: Array, x: Array) -> Array:
+    return draw(keys, i, x.shape[1:]).astype(x.dtype)
+
+  def at_all_but_clean(
+    first: Array, logsnr_s: Array, x: Array, logsnr: Array
+  ) -> Estimate:
+    """Of a step to the clean end only the first stage is evaluated."""
+    nothing = jax.tree.map(
+      lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(at, x, logsnr)
+    )
+    needed = first | jnp.isfinite(logsnr_s)
+    return jax.lax.cond(needed, at, lambda *_: nothing, x, logsnr)
+
+  def variance(estimate: Estimate) -> Array | float:
+    if settings.variance != "learned":
+      return {"small": 0.0, "large": 1.0}[settings.variance]
+    if estimate.fraction is None:
+      raise UserError(
+        "sample.variance='learned' needs a network that learns it; take small or large."
+      )
+    return estimate.fraction
+
+  def one_evaluation(state: _State, i: Array) -> tuple:
+    t, s = grid[i], grid[i + 1]
+    estimate = at(state.x, t)
+    x_hat = estimate.x
+    if name == "ddpm":
+      noise = fresh(i + 1, state.x)
+      x = solvers.ddpm(state.x, x_hat, noise, t, s, scaling, variance(estimate))
+      return x, x_hat, 1
+    eta = settings.eta if name == "ddim" else ETA[name]
+    noise = fresh(i + 1, state.x) if eta > 0 else None
+    to = x_hat
+    if name != "ddim":
+      before = jnp.where(i > 0, grid[i - 1], -jnp.inf)
+      to = solvers.extrapolate(x_hat, state.before, before, t, s)
+    return solvers.ddim(state.x, to, noise, t, s, scaling, eta), x_hat, 1
+
+  def runge_kutta(state: _State, i: Array) -> tuple:
+    tableau = solvers.TABLEAUS[name]
+    lens = scaling if settings.lens == "own" else settings.lens
+    x, t, s = state.x, grid[i], grid[i + 1]
+    if settings.churn > 0:
+      sigma = solvers.clock(t, "ve")
+      inside = (settings.churn_min <= sigma) & (sigma <= settings.churn_max)
+      gamma = jnp.where(inside, min(settings.churn / steps, 2**0.5 - 1), 0.0)
+      x, t = solvers.churn(x, fresh(i + 1, x), t, gamma, scaling, settings.churn_noise)
+    n, count = x.shape[0], len(tableau.c)
+    through = lambda a, l: solvers.lensed(a, jnp.full(n, l), scaling, lens)  # noqa: E731, E741
+    back = lambda a, l: solvers.unlensed(a, jnp.full(n, l), scaling, lens)  # noqa: E731, E741
+    y, h = through(x, t), solvers.clock(s, lens) - solvers.clock(t, lens)
+    stages, a = solvers.levels(t, s, tableau, lens), jnp.asarray(tableau.a, x.dtype)
+
+    def stage(carry: tuple, j: Array) -> tuple[tuple, None]:
+      k, first = carry
+      level = stages[j]
+      x_j = back(y + h * jnp.tensordot(a[j], k, 1), level)
+      x_hat = at_all_but_clean(j == 0, s, x_j, level).x
+      slope = solvers.slope(x_hat, x_j, jnp.full(n, level), scaling, lens)
+      return (k.at[j].set(slope), jnp.where(j == 0, x_hat, first)), None
+
+    start = (jnp.zeros((count, *x.shape), x.dtype), x)
+    (k, x_hat), _ = jax.lax.scan(stage, start, jnp.arange(count))
+    y = y + h * jnp.tensordot(jnp.asarray(tableau.b, x.dtype), k, 1)
+    clean = jnp.isposinf(s)
+    x = jnp.where(clean, x_hat, back(y, s))
+    return x, x_hat, jnp.where(clean, 1, count)
+
+  def predictor_corrector(state: _State, i: Array) -> tuple:
+    t, s = grid[i], grid[i + 1]
+    count = 1 + settings.corrector_steps
+
+    def stage(carry: tuple, j: Array) -> tuple[tuple, None]:
+      x, first = carry
+      estimate = at_all_but_clean(j == 0, s, x, jnp.where(j == 0, t, s))
+      noise = fresh(i * count + 1 + j, x)
+      predicted = solvers.ddpm(x, estimate.x, noise, t, s, scaling, variance(estimate))
+      snr = settings.corrector_snr
+      corrected = solvers.langevin(x, estimate.x, noise, s, scaling, snr)
+      corrected = jnp.where(jnp.isfinite(s), corrected, x)
+      x = jnp.where(j == 0, predicted, corrected)
+      return (x, jnp.where(j == 0, estimate.x, first)), None
+
+    (x, x_hat), _ = jax.lax.scan(stage, (state.x, state.x), jnp.arange(count))
+    return x, x_hat, jnp.where(jnp.isposinf(s), 1, count)
+
+  if name == "pc":
+    return predictor_corrector
+  return runge_kutta if name in solvers.TABLEAUS else one_evaluation
+
+
+def _solve_rk45(
+  denoise: Denoise,
+  x: Float[Array, "n ..."],
+  grid: Float[Array, " points"],
+  scaling: Scaling,
+  settings: Settings,
+) -> tuple[Float[Array, "n ..."], Float[Array, "k n ..."], Int[Array, " n"]]:
+  """`solve` by rk45. Frames are spaced evenly over the lens's clock."""
+  lens = scaling if settings.lens == "own" else settings.lens
+  n, frames = x.shape[0], settings.frames
+  clean = jnp.isposinf(grid[-1])
+  ends = jnp.stack([grid[0], jnp.where(clean, grid[-2], grid[-1])])
+  first, last = (jnp.full(n, end) for end in ends)
+  start, stop = (solvers.clock(end, lens) for end in (first, last))
+
+  def slope(y: Array, t: Array) -> Array:
+    logsnr = solvers.logsnr_at(t, lens)
+    x = solvers.unlensed(y, logsnr, scaling, lens)
+    return solvers.slope(denoise(x, logsnr).x, x, logsnr, scaling, lens)
+
+  def watch(film: Array, y: Array, slope: Array, t: Array) -> Array:
+    """Fills this frame and all after it; later ones are overwritten later."""
+    x_hat = solvers.estimate(slope, y, solvers.logsnr_at(t, lens), lens)
+    done = (t - start) / jnp.where(stop == start, 1.0, stop - start)
+    now = jnp.minimum((done * frames).astype(jnp.int32), frames - 1)
+    later = jnp.arange(frames)[:, None] >= now
+    return jnp.where(later.reshape(frames, n, *(1,) * (y.ndim - 1)), x_hat, film)
+
+  y, nfe, film = adaptive.watched(
+    slope,
+    solvers.lensed(x, first, scaling, lens),
+    start,
+    stop,
+    watch,
+    jnp.zeros((frames, *x.shape), x.dtype),
+    rtol=settings.rtol,
+    atol=settings.atol,
+    max_steps=MAX_ATTEMPTS,
+  )
+  x = solvers.unlensed(y, last, scaling, lens)
+  x = jax.lax.cond(clean, lambda x: denoise(x, last).x, lambda x: x, x)
+  return x, film.at[-1].set(x), nfe + clean
