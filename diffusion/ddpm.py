@@ -79,9 +79,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   for field in ("prediction", "loss"):
     if config.diffusion[field] not in PREDICTIONS:
       raise unknown(f"diffusion.{field}", config.diffusion[field], PREDICTIONS)
-  settings = config.sample
-  if settings.sampler not in sampler.ETA:
-    raise unknown("sample.sampler", settings.sampler, sampler.ETA)
+  settings, steps = config.sample, sampler.settings(config.sample)
   encoders.check_guidance(config.text, settings.guidance_scale)
   denoiser = Denoiser(
     encoders.make(config.text, build.dtype(config.model)),
@@ -131,24 +129,17 @@ def make(config: ConfigDict, spec: Spec) -> Family:
 
     def denoise(
       x_t: Float[Array, "n h w c"], logsnr: Float[Array, " n"]
-    ) -> Float[Array, "n h w c"]:
+    ) -> sampler.Estimate:
       twice = (lambda a: jnp.concatenate([a, a])) if guided else (lambda a: a)
       output = denoiser.apply(
         variables, twice(scaled(x_t, logsnr)), twice(logsnr), encoded, method="predict"
       )
       output = guide(output, scale) if guided else output
       x_hat, _ = noise.to_x_eps(output, x_t, logsnr, schedule.scaling, prediction)
-      return jnp.clip(x_hat, -1, 1) if settings.clip else x_hat
+      x_hat = jnp.clip(x_hat, -1, 1) if settings.clip else x_hat
+      return sampler.Estimate(x_hat, None)
 
-    return sampler.sample(
-      denoise,
-      sample_keys(rng, n),
-      spec.shape,
-      schedule,
-      steps=settings.steps,
-      eta=sampler.ETA[settings.sampler],
-      frames=settings.frames,
-    )
+    return sampler.sample(denoise, sample_keys(rng, n), spec.shape, schedule, steps)
 
   return from_loss(
     config,

@@ -47,14 +47,14 @@ class Parts:
       caught.update(parts)
       return family.from_loss(config, **parts)
 
-    def sample(denoise, keys, shape, schedule, **settings):
+    def sample(denoise, keys, shape, schedule, settings):
       caught["denoise"] = denoise
       blank = jnp.zeros((*keys.shape, *shape))
-      return Samples(blank, blank[None])
+      return Samples(blank, blank[None], jnp.zeros(keys.shape, int))
 
     def denoise(params, cond, x_t, logsnr):
       caught["sample"](params, KEY, cond, len(x_t))
-      return caught["denoise"](x_t, logsnr)
+      return caught["denoise"](x_t, logsnr).x
 
     def noting(fn):
       return jax.jit(lambda *args: (fn(*args), notes[-1]))
