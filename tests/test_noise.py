@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
+from configs import base
 from core import noise
 from core.errors import UserError
 
 SCALINGS = ("vp", "ve", "rf")
-PREDICTIONS = ("x", "eps", "v", "score", "velocity")
+PREDICTIONS = noise.PREDICTIONS
 GRID = np.linspace(0, 1, 1001)
 
 
@@ -24,6 +24,12 @@ def sigmoid_alpha2(t, start, end, tau):
   return (last - now) / (last - first)
 
 
+def laplace_logsnr(t):
+  """Hang et al. 2024, table 1, with mu = 0 and b = 0.5."""
+  with np.errstate(divide="ignore"):
+    return -0.5 * np.sign(0.5 - t) * np.log(1 - 2 * np.abs(t - 0.5))
+
+
 def vp(alpha2):
   return np.sqrt(alpha2), np.sqrt(1 - alpha2)
 
@@ -31,6 +37,7 @@ def vp(alpha2):
 CLOSED = {  # name -> t -> (alpha, sigma)
   "cosine": lambda t: (np.cos(np.pi * t / 2), np.sin(np.pi * t / 2)),
   "sigmoid": lambda t: vp(sigmoid_alpha2(t, -3, 3, 1)),
+  "laplace": lambda t: vp(1 / (1 + np.exp(-laplace_logsnr(t)))),
   "ve": lambda t: (np.ones_like(t), 0.01 * 5000**t),
   "edm": lambda t: (
     np.ones_like(t),
@@ -78,6 +85,62 @@ def test_linear_schedule_is_the_product_of_betas():
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 
 
+def test_scaled_linear_schedule_is_stable_diffusions():
+  betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+  want = vp(np.cumprod(1 - betas))
+  for ours, theirs in zip(levels(noise.scaled_linear(), GRID[1:]), want, strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+
+def test_cosine_schedule_with_iddpms_offset():
+  # Nichol & Dhariwal 2021, eq. 17.
+  f = lambda t: np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2  # noqa: E731
+  alpha, sigma = levels(noise.cosine(0.008), GRID[1:-1])
+  np.testing.assert_allclose(alpha**2, f(GRID[1:-1]) / f(0), rtol=1e-4)
+  np.testing.assert_allclose(sigma**2, 1 - f(GRID[1:-1]) / f(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine"])
+def test_zero_terminal_snr(name):
+  # Lin et al. 2023, algorithm 1: all signal stays at the start, none at the end.
+  schedule = noise.SCHEDULES[name]()
+  moved = noise.zero_terminal(schedule)
+  before, after = (levels(s, GRID)[0] for s in (schedule, moved))
+  first, last = before[0], before[-1]
+  want = (before - last) * first / (first - last)
+  np.testing.assert_allclose(after, want, atol=2e-5)
+  assert after[-1] == 0
+  logsnr = np.asarray(moved.logsnr(jnp.asarray(GRID)))
+  assert logsnr[-1] == -np.inf
+  assert np.isfinite(logsnr[:-1]).all()
+  assert (np.diff(logsnr[1:]) < 0).all()
+
+
+@pytest.mark.parametrize("timesteps", [1, 4, 1000])
+def test_discrete_times_are_hit_equally_often(timesteps):
+  schedule = noise.discrete(noise.cosine(), timesteps)
+  u = (np.arange(8 * timesteps) + 0.5) / (8 * timesteps)
+  t = np.asarray(schedule.density(jnp.asarray(u)), np.float64) * timesteps
+  values, counts = np.unique(np.rint(t), return_counts=True)
+  np.testing.assert_allclose(t, np.rint(t), atol=1e-3)
+  np.testing.assert_array_equal(values, np.arange(1, timesteps + 1))
+  assert counts.min() >= 7
+  assert schedule.density(jnp.zeros(())) > 0
+
+
+def test_spread_times_are_evenly_apart_and_uniform():
+  size, ids = 8, jnp.arange(16, 24, dtype=jnp.uint32)
+  draw = jax.jit(jax.vmap(lambda key: noise.spread(key, ids, size)))
+  u = np.asarray(draw(jax.random.split(jax.random.key(0), 2000)), np.float64)
+  np.testing.assert_allclose(np.diff(np.sort(u, axis=1)), 1 / size, atol=1e-5)
+  each = np.sort(u[:, 3])  # one row of the batch, over many batches
+  assert np.abs(each - (np.arange(2000) + 0.5) / 2000).max() < 1.95 / np.sqrt(2000)
+  # A part of the batch has the same times as in the whole.
+  key = jax.random.key(1)
+  whole, part = (noise.spread(key, rows, size) for rows in (ids, ids[2:5]))
+  np.testing.assert_array_equal(whole[2:5], part)
+
+
 def test_linear_schedule_is_close_to_the_vp_sde():
   # Song et al. 2021, eq. 33, with beta from 0.1 to 20.
   t = GRID[10:]
@@ -92,7 +155,7 @@ def test_schedule_is_finite_and_strictly_decreasing(name):
   assert np.isfinite(values).all()
   assert np.abs(values).max() <= noise.LOGSNR_LIMIT
   # Below DDPM's first step there is no other noise level.
-  strict = values[1:] if name == "linear" else values
+  strict = values[1:] if "linear" in name else values
   assert (np.diff(strict) < 0).all()
   assert (np.diff(values) <= 0).all()
 
@@ -218,6 +281,77 @@ def test_without_noise_the_picture_is_x_t(scaling, prediction):
   np.testing.assert_allclose(eps_hat, eps, atol=1e-6)
 
 
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_weights_turn_the_error_of_x_into_that_of_any_prediction(scaling, prediction):
+  with jax.enable_x64(True):
+    x, eps, logsnr = example()
+    x_t = noise.diffuse(x, eps, logsnr, scaling)
+    guess = x + 0.1 * eps - 0.2
+    eps_guess = noise.eps_of(guess, x_t, logsnr, scaling)
+    pairs = ((x, eps), (guess, eps_guess))
+    one, two = (noise.target(*p, logsnr, scaling, prediction) for p in pairs)
+    weight = np.exp(noise.log_weight(logsnr, scaling, prediction))
+    want = weight * np.sum((x - guess) ** 2, axis=(1, 2))
+    np.testing.assert_allclose(np.sum((one - two) ** 2, axis=(1, 2)), want, rtol=1e-6)
+
+
+def test_weights_are_those_of_the_papers():
+  with jax.enable_x64(True):
+    logsnr = jnp.linspace(-6, 6, 13)
+    snr, sigma = np.exp(logsnr), np.exp(-logsnr / 2)
+    weight = lambda *args: np.exp(noise.log_weight(logsnr, *args))  # noqa: E731
+    np.testing.assert_allclose(weight("vp", "v"), snr + 1)  # Salimans & Ho 2022
+    edm = (sigma**2 + 0.25) / (sigma * 0.5) ** 2  # Karras et al. 2022, table 1
+    for scaling in SCALINGS:
+      np.testing.assert_allclose(weight(scaling, "edm"), edm)
+      np.testing.assert_allclose(weight(scaling, "eps"), snr)
+    t = noise.alpha_sigma(logsnr, "rf")[1]
+    np.testing.assert_allclose(weight("rf", "velocity"), 1 / t**2)
+
+
+def test_preconditioning_is_edms():
+  # Karras et al. 2022, table 1, under ve.
+  with jax.enable_x64(True):
+    logsnr, data = jnp.linspace(-8, 8, 9), 0.5
+    sigma = np.exp(-logsnr / 2)
+    skip, out, scale = noise.precondition(logsnr, "ve", data)
+    np.testing.assert_allclose(skip, data**2 / (sigma**2 + data**2))
+    np.testing.assert_allclose(out, sigma * data / np.sqrt(sigma**2 + data**2))
+    np.testing.assert_allclose(scale, 1 / np.sqrt(sigma**2 + data**2))
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_edms_output_has_unit_variance_and_is_one_function_in_all_scalings(scaling):
+  with jax.enable_x64(True):
+    rng, logsnr = np.random.default_rng(0), jnp.linspace(-6, 6, 7)
+    x, eps = (jnp.asarray(rng.normal(size=(7, 20_000))) for _ in range(2))
+    outputs = noise.target(0.5 * x, eps, logsnr, scaling, "edm")
+    np.testing.assert_allclose(np.std(outputs, axis=1), 1, atol=0.03)
+    same = noise.target(0.5 * x, eps, logsnr, "ve", "edm")
+    np.testing.assert_allclose(outputs, same, rtol=1e-9)
+
+
+def test_edm_prediction_with_unit_data_is_minus_v():
+  with jax.enable_x64(True):
+    x, eps, logsnr = example()
+    edm = noise.target(x, eps, logsnr, "vp", "edm", 1.0)
+    np.testing.assert_allclose(edm, -noise.target(x, eps, logsnr, "vp", "v"))
+
+
+def test_posterior_variances_are_ddpms():
+  # Ho et al. 2020, eq. 7 and section 3.2, from the betas.
+  with jax.enable_x64(True):
+    schedule, i = noise.linear(), np.array([2, 10, 500, 1000])
+    betas = np.linspace(1e-4, 0.02, 1000)
+    bars = np.cumprod(1 - betas)
+    logsnr_t, logsnr_s = (schedule.logsnr(jnp.asarray(k / 1000)) for k in (i, i - 1))
+    small, large = noise.posterior_log_variances(logsnr_t, logsnr_s, "vp")
+    np.testing.assert_allclose(np.exp(large), betas[i - 1], rtol=1e-3)
+    want = (1 - bars[i - 2]) / (1 - bars[i - 1]) * betas[i - 1]
+    np.testing.assert_allclose(np.exp(small), want, rtol=1e-3)
+
+
 @pytest.mark.parametrize("scaling", SCALINGS)
 def test_score_is_the_gradient_of_the_log_density(scaling):
   with jax.enable_x64(True):
@@ -265,7 +399,9 @@ def test_scalings_are_lenses_on_one_process():
 
 
 def config(**fields):
-  return ConfigDict({"schedule": "cosine", "density": "own", "shift": 1.0, **fields})
+  noise = base.noise()
+  noise.update({"schedule": "cosine", **fields})
+  return noise
 
 
 def test_make_reads_the_config():
@@ -275,6 +411,10 @@ def test_make_reads_the_config():
   np.testing.assert_array_equal(schedule.density(t), t)
   want = noise.edm().logsnr(t) - 2 * np.log(2)
   np.testing.assert_allclose(schedule.logsnr(t), want, rtol=1e-6)
+  # A schedule's parameters are the group of its name.
+  lower = config(schedule="edm")
+  lower.edm.sigma_max = 10.0
+  np.testing.assert_allclose(noise.make(lower).logsnr(jnp.ones(())), -2 * np.log(10))
   own = noise.make(config(schedule="edm"))
   np.testing.assert_array_equal(own.density(t), noise.edm().density(t))
   logit_normal = noise.make(config(density="logit_normal"))
@@ -287,6 +427,7 @@ def test_make_reads_the_config():
     ({"schedule": "cosin"}, r"noise.schedule='cosin'.*did you mean 'cosine'"),
     ({"density": "logitnormal"}, r"noise.density=.*did you mean 'logit_normal'"),
     ({"shift": 0.0}, r"noise.shift=0.0 must be positive"),
+    ({"schedule": "edm", "zero_terminal": True}, r"zero_terminal is for variance-pres"),
   ],
 )
 def test_make_refuses(fields, sentence):
