@@ -14,17 +14,20 @@ from core.train import Hook
 from core.train import train as run_training
 from core.workdir import open_workdir, reopen_workdir
 from data import source
-from eval.evaluate import Scorer, usual
-from pipelines import build, sample
+from eval.evaluate import Scorer, own, usual
+from pipelines import build, given, sample
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "configs/FILE.py[:variant]")
 flags.DEFINE_string("workdir", None, "folder of the run")
+flags.DEFINE_multi_string("image", [], "what to edit or enlarge; repeatable")
+flags.DEFINE_string("mask", "", "picture, white where sample.edit=inpaint draws")
 flags.DEFINE_multi_string("prompt", [], "what to draw (--mode=sample); repeatable")
 
 
 def train(config: ConfigDict, path: str) -> None:
   """Trains; writes a grid of samples and scores at their cadence."""
+  config.sample.guide = ""  # what is drawn in training is the model's own
   family, run = build.family(config), parallel.make(config.parallel)
   run.check_batch(config.data.batch_size, config.optim.microbatches)
   build.shapes(config, family)
@@ -33,9 +36,10 @@ def train(config: ConfigDict, path: str) -> None:
   build.check_classes(config, data)
   prompts = sample.prompts_for(config, [], lambda: held_out)
   labels = sample.labels_for(config, prompts, lambda: held_out)
+  small = given.small_pictures(config, [], len(prompts), lambda: held_out)
   each = -(-config.sample.num_images // len(prompts))
-  sampler = sample.sampler(config, family, run, prompts, labels, each)
-  metrics = tuple(config.eval.train_metrics) or tuple(family.evals)
+  sampler = sample.sampler(config, family, run, prompts, labels, each, small)
+  metrics = tuple(config.eval.train_metrics) or own(family)
   scorer = Scorer(config, family, run, Path(path), metrics, load)
   workdir = open_workdir(path, config)
   hooks = [
@@ -52,8 +56,9 @@ def draw(config: ConfigDict, path: str) -> None:
   load = functools.cache(lambda: source.load(config.data, config.data.eval_split))
   prompts = sample.prompts_for(config, FLAGS.prompt, load)
   labels = sample.labels_for(config, prompts, load)
-  each = config.sample.per_prompt
-  samples = sample.sampler(config, family, run, prompts, labels, each)(state)
+  samples = given.drawer(
+    config, family, run, prompts, labels, FLAGS.image, FLAGS.mask, load
+  )(state)
   if jax.process_index() == 0:
     for file in sample.write(samples, prompts, int(state.step), workdir / "samples"):
       print(file)

@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
   c.data.match = ""  # keep the examples whose caption matches this regular expression
   c.data.train_split = "train"
   c.data.eval_split = "test"
+  c.data.low_size = 0  # side of the small picture that super-resolution starts from
   c.data.flip = False  # mirror half of the training images
   c.data.on_bad_image = "fail"  # or 'skip' unreadable files
   c.data.path = ""  # folder of the images (folder) or idx files (fashion_mnist)
@@ -108,7 +109,17 @@ def get_config() -> ConfigDict:
   c.sample.rtol = 1e-5  # of rk45, which steps from the grid's first to its last level
   c.sample.atol = 1e-5
   c.sample.guidance_scale = 2.0  # 1 is none
-  c.sample.clip = True  # keep the estimate of the clean image in [-1, 1]
+  # Guidance only where sigma / alpha is in (guidance_min, guidance_max].
+  c.sample.guidance_min, c.sample.guidance_max = 0.0, 1e9
+  c.sample.guidance_rescale = 0.0  # share that keeps the unguided standard deviation
+  c.sample.guide = ""  # workdir of a worse model, for autoguidance
+  c.sample.negative_prompt = ""  # what guidance leads away from
+  c.sample.threshold = "static"  # of the estimate of the clean image; dynamic or none
+  c.sample.percentile = 0.995  # of its absolute values, for dynamic
+  c.sample.augmentation = 0.1  # noise added to the small picture, in [0, 1]
+  # What --image is for: image_to_image, inpaint, invert or interpolate.
+  c.sample.edit = "image_to_image"
+  c.sample.strength = 0.6  # share of the steps that image_to_image takes
   c.sample.frames = 8  # of the film of each picture forming
 
   c.eval = ConfigDict()
@@ -125,11 +136,53 @@ def get_config() -> ConfigDict:
   c.eval.features = "efficientnet_lite0"
   c.eval.resize = "clean"  # or legacy_pytorch, legacy_tensorflow
   c.eval.batch_size = 64
+  c.eval.bound_times = 1  # noise levels an example in bpd; 0 for all
+  c.eval.ode_probes = 1  # of the divergence in bpd_ode; 0 for the exact trace
 
   c.parallel = ConfigDict()
   c.parallel.backend = "auto"  # auto, jit, pmap or mesh
   c.parallel.fsdp = 1  # devices that share one copy of the state
   return c
+
+
+def noise() -> ConfigDict:
+  """How noise is added, for every family that adds any (`core/noise.py`)."""
+  n = ConfigDict()
+  # linear, scaled_linear, cosine, sigmoid, laplace, ve, edm, rectified_flow, learned
+  n.schedule = "linear"
+  n.density = "own"  # of t in training: the schedule's own, uniform, logit_normal
+  n.shift = 1.0  # above 1 is noisier, for larger images
+  n.timesteps = 0  # train at t = 1/T, ..., 1 only; 0 for continuous time
+  n.zero_terminal = False  # no signal at all at t = 1
+  n.low_discrepancy = False  # spread the times of a batch evenly
+  # Parameters of each schedule.
+  n.linear = ConfigDict({"beta_start": 1e-4, "beta_end": 0.02, "timesteps": 1000})
+  n.scaled_linear = ConfigDict(
+    {"beta_start": 0.00085, "beta_end": 0.012, "timesteps": 1000}
+  )
+  n.cosine = ConfigDict({"offset": 0.0})
+  n.sigmoid = ConfigDict({"start": -3.0, "end": 3.0, "tau": 1.0})
+  n.laplace = ConfigDict({"mean": 0.0, "scale": 0.5})
+  n.ve = ConfigDict({"sigma_min": 0.01, "sigma_max": 50.0})
+  n.edm = ConfigDict(
+    {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "p_mean": -1.2, "p_std": 1.2}
+  )
+  n.learned = ConfigDict({"logsnr_max": 13.3, "logsnr_min": -5.0})
+  n.logit_normal = ConfigDict({"mean": 0.0, "std": 1.0})
+  return n
+
+
+def diffusion() -> ConfigDict:
+  """What a denoiser predicts and how its error counts (`diffusion/ddpm.py`)."""
+  d = ConfigDict()
+  d.prediction = "eps"  # what the network outputs: x, eps, v, score, velocity or edm
+  d.loss = "eps"  # the space in which errors count evenly, likewise; or vlb
+  d.weight_cap = 0.0  # largest weight of |x - x_hat|^2: 5 with eps is Min-SNR; 0: none
+  d.sigma_data = 0.5  # standard deviation of the data, for edm
+  d.learn_variance = False  # of the ancestral steps, with noise.timesteps
+  d.vlb_weight = 0.001  # of the bound that teaches it
+  d.coupling = "independent"  # of pictures and noise; or optimal, within a batch
+  return d
 
 
 def tiny(c: ConfigDict) -> ConfigDict:

@@ -43,6 +43,13 @@ class Samples(NamedTuple):
   nfe: Int[Array, " n"]
 
 
+class Given(NamedTuple):
+  """Pictures to be edited."""
+
+  images: Float[Array, "n h w c"]
+  mask: Float[Array, "n h w 1"]  # 1 where inpainting draws, 0 where it keeps
+
+
 class Spec(NamedTuple):
   """What a family generates; it does not know if that is an image or a latent."""
 
@@ -59,16 +66,22 @@ class Family(NamedTuple):
     mapped axis to average over, or None.
   sample: (state, rng, cond, n) -> Samples; `rng` is one key, or n keys.
   evals: name -> ((state, batch, rng) -> [B]), e.g. bits per dimension.
+  on_request: names of evals that are not taken unless asked for.
+  edits: name -> ((state, rng, cond, given) -> Samples), e.g. inpainting.
   """
 
   init: Callable[[Array, Batch], State]
   step: Callable[..., tuple[State, Metrics]]
   sample: Callable[[State, Array, Any, int], Samples]
   evals: Mapping[str, Callable[[State, Batch, Array], Float[Array, " b"]]]
+  on_request: tuple[str, ...] = ()
+  edits: Mapping[str, Callable[[State, Array, Any, Given], Samples]] = {}
 
 
-def make(config: ConfigDict, spec: Spec) -> Family:
+def make(config: ConfigDict, spec: Spec, **parts: Any) -> Family:
   """The family named by `config.family`, e.g. 'diffusion.ddpm'.
+
+  `parts` are what else its module's `make` takes, such as a guide.
 
   Raises:
     UserError: there is no such module, or it has no `make`.
@@ -85,7 +98,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
       f"family={config.family!r} is not a family: name a module that has make(config,"
       " spec), such as diffusion.ddpm."
     )
-  return module.make(config, spec)
+  return module.make(config, spec, **parts)
 
 
 def example_keys(rng: Key[Array, "*n"], ids: UInt32[Array, " b"]) -> Key[Array, " b"]:
@@ -114,6 +127,8 @@ def from_loss(
   loss: Loss,
   sample: Callable[[PyTree, Array, Any, int], Samples],
   evals: Mapping[str, Callable[[PyTree, Batch, Array], Float[Array, " b"]]],
+  on_request: tuple[str, ...] = (),
+  edits: Mapping[str, Callable[[PyTree, Array, Any, Given], Samples]] = {},
   name: str = "generator",
 ) -> Family:
   """A family with one network and one optimizer.
@@ -130,6 +145,8 @@ def from_loss(
     loss: (params, batch, rng) -> the loss and metrics of each example, [B].
     sample: as `Family.sample`, but given the EMA parameters.
     evals: as `Family.evals`, but given the EMA parameters.
+    on_request: as `Family.on_request`.
+    edits: as `Family.edits`, but given the EMA parameters.
     name: the network's key in the state's dicts.
   """
   tx = optim.make(config.optim, config.train.steps)
@@ -216,6 +233,11 @@ def from_loss(
     evals={
       key: lambda state, batch, rng, fn=fn: fn(state.ema[name], batch, rng)
       for key, fn in evals.items()
+    },
+    on_request=on_request,
+    edits={
+      key: lambda state, rng, *rest, fn=fn: fn(state.ema[name], rng, *rest)
+      for key, fn in edits.items()
     },
   )
 

@@ -1,155 +1,172 @@
 """Denoising diffusion: one network that tells signal from noise, at every level.
 
 Ho et al. 2020 (arXiv:2006.11239) with any schedule of `core/noise.py` and any
-prediction; rectified flow (Liu et al. 2022) is `noise.schedule='rectified_flow'`
-with `diffusion.prediction='velocity'`.
+prediction and weight of the loss; flow matching (Lipman et al. 2023; Liu et al. 2022)
+is `noise.schedule='rectified_flow'` with `diffusion.prediction='velocity'`.
 """
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer, PyTree
+import optax
+from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
 from core import noise
-from core.errors import unknown
-from core.family import (
-  Batch,
-  Family,
-  Metrics,
-  Samples,
-  Spec,
-  example_keys,
-  from_loss,
-  sample_keys,
-)
-from diffusion import sampler
-from nets import build
-from text import encoders
-from text.cond import Cond, guide
+from core.errors import UserError, unknown
+from core.family import Batch, Family, Metrics, Spec, example_keys, from_loss
+from diffusion import drawing, evals, likelihood
+from diffusion.denoiser import Model, Output, degraded
 
-PREDICTIONS = ("x", "eps", "v", "velocity")
+LOSSES = (*noise.PREDICTIONS, "vlb")
+COUPLINGS = ("independent", "optimal")
 
 
-class Denoiser(nn.Module):
-  """A text encoder and the network that reads its output, trained as one."""
-
-  encoder: nn.Module
-  net: nn.Module
-
-  def __call__(
-    self,
-    x_t: Float[Array, "b h w c"],
-    logsnr: Float[Array, " b"],
-    cond: Cond,
-    ids: Integer[Array, " b"] | None = None,
-  ) -> Float[Array, "b h w c"]:
-    """The prediction at x_t for a raw condition."""
-    return self.predict(x_t, logsnr, self.encode(cond), ids)
-
-  def encode(self, cond: Cond) -> Cond:
-    """Raw condition -> encoded; sampling does it once for all steps."""
-    return self.encoder(cond)
-
-  def predict(
-    self,
-    x_t: Float[Array, "b h w c"],
-    logsnr: Float[Array, " b"],
-    cond: Cond,
-    ids: Integer[Array, " b"] | None = None,
-  ) -> Float[Array, "b h w c"]:
-    """The prediction at x_t for an encoded condition."""
-    return self.net(x_t, logsnr, cond, ids)
-
-
-def make(config: ConfigDict, spec: Spec) -> Family:
+def make(config: ConfigDict, spec: Spec, guide: ConfigDict | None = None) -> Family:
   """The family of `config.diffusion`, `config.noise` and `config.model`.
 
-  loss = mean over pixels of (estimate - target)^2 in the space `diffusion.loss`,
-  whatever the network predicts: eps gives L_simple of Ho et al. 2020, eq. 14, for
-  an eps-prediction; x-prediction with velocity loss is Li & He 2025
-  (arXiv:2511.13720), table 1.
+  The loss of an example is weight |value - target|^2, the mean over its numbers in the
+  space of `diffusion.prediction`, with weight = w_loss / w_prediction as `log_weight`
+  of `core/noise.py` gives it. So `diffusion.loss` names the space in which the error
+  counts evenly: eps with an eps-prediction is L_simple (Ho et al. 2020, eq. 14),
+  velocity with an x-prediction Li & He 2025 (arXiv:2511.13720), table 1, edm with an
+  edm-prediction Karras et al. 2022, eq. 8. `diffusion.weight_cap` bounds w_loss: 5 with
+  eps is Min-SNR-5 (Hang et al. 2023, arXiv:2303.09556, eq. 9). 'vlb' is the variational
+  bound in bits a dimension: Ho et al. 2020, eq. 5, or without `noise.timesteps` VDM's,
+  eq. 17. A learned variance adds `diffusion.vlb_weight` of that bound to the loss,
+  without its gradient in the mean (Nichol & Dhariwal 2021, eq. 16).
+
+  Args:
+    config: of the generator.
+    spec: of what it generates.
+    guide: config of a worse generator, for autoguidance; its parameters are
+      `state.extra['guide']`.
 
   Raises:
-    UserError: unknown prediction, sampler, schedule or network, or guidance without a
-      trained null condition.
+    UserError: settings that are unknown or do not go together.
   """
-  schedule = noise.make(config.noise)
-  prediction, space = config.diffusion.prediction, config.diffusion.loss
-  for field in ("prediction", "loss"):
-    if config.diffusion[field] not in PREDICTIONS:
-      raise unknown(f"diffusion.{field}", config.diffusion[field], PREDICTIONS)
-  settings, steps = config.sample, sampler.settings(config.sample)
-  encoders.check_guidance(config.text, settings.guidance_scale)
-  denoiser = Denoiser(
-    encoders.make(config.text, build.dtype(config.model)),
-    build.make(config.model, spec.shape[-1]),
-  )
-
-  def init(rng: Array, batch: Batch) -> PyTree:
-    x, cond = batch["x"], batch["cond"]
-    return denoiser.init(rng, x, jnp.zeros(x.shape[0]), cond)["params"]
+  model = Model(config, spec)
+  check(config)
+  settings, dims = config.diffusion, likelihood.dims(spec.shape)
+  variance = "learned" if settings.learn_variance else config.sample.variance
 
   def losses(
     params: PyTree, batch: Batch, rng: Array, training: bool
   ) -> tuple[Float[Array, " b"], Metrics]:
     x, cond, ids = batch["x"], batch["cond"], batch["_id"]
-    keys = jax.vmap(lambda key: jax.random.split(key, 3))(example_keys(rng, ids))
-    t = schedule.density(jax.vmap(uniform)(keys[:, 0]))
+    keys = jax.vmap(lambda key: jax.random.split(key, 4))(example_keys(rng, ids))
+    schedule = model.schedule(params)
+    if training and config.noise.low_discrepancy:
+      u = noise.spread(rng, ids, config.data.batch_size)
+    else:
+      u = jax.vmap(jax.random.uniform)(keys[:, 0])
+    # Without the ends, where a density's inverse may be infinite.
+    u = jnp.clip(u, 1e-5, 1 - 1e-5)
     eps = jax.vmap(lambda key: jax.random.normal(key, spec.shape))(keys[:, 1])
-    logsnr = schedule.logsnr(t)
-    x_t = noise.diffuse(x, eps, logsnr, schedule.scaling)
+    if settings.coupling == "optimal":
+      eps = coupled(x, eps)
     if training and config.text.drop > 0:
       cond = cond.drop(keys[:, 2], config.text.drop)
-    output = denoiser.apply(
-      {"params": params},
-      scaled(x_t, logsnr),
+    if model.low_size:
+      level = jax.vmap(jax.random.uniform)(keys[:, 3])
+      cond = degraded(cond.replace(image=x), keys[:, 3], level, model.low_size)
+    t = schedule.density(u)
+    logsnr, vlb_weight = schedule.logsnr(t), None
+    if settings.loss == "vlb" and not schedule.timesteps:
+      logsnr, vlb_weight = likelihood.continuous_weight(u, schedule)
+    x_t = noise.diffuse(x, eps, logsnr, schedule.scaling)
+    output = model.predict(
+      params,
+      x_t,
       logsnr,
-      cond,
+      model.encode(params, cond),
       ids if training else None,
-      rngs={"dropout": rng},
+      rng if training else None,
     )
-    estimate = noise.to_x_eps(output, x_t, logsnr, schedule.scaling, prediction)
-    off = noise.target(*estimate, logsnr, schedule.scaling, space) - noise.target(
-      x, eps, logsnr, schedule.scaling, space
-    )
-    return jnp.mean(off**2, axis=tuple(range(1, x.ndim))), {}
+    error = (output.value - model.target(x, eps, logsnr)) ** 2
+    error = jnp.mean(error, axis=tuple(range(1, x.ndim)))
 
-  def scaled(
-    x_t: Float[Array, "b h w c"], logsnr: Float[Array, " b"]
-  ) -> Float[Array, "b h w c"]:
-    return x_t * noise.per_example(noise.input_scale(logsnr, schedule.scaling), x_t)
+    def vlb(output: Output) -> Float[Array, " b"]:
+      x_hat, _ = model.x_eps(output.value, x_t, logsnr)
+      nats = likelihood.step(x, x_hat, output.fraction, t, schedule, variance)
+      return likelihood.bits(schedule.timesteps * nats, dims)
 
-  def sample(params: PyTree, rng: Array, cond: Cond, n: int) -> Samples:
-    variables, scale = {"params": params}, settings.guidance_scale
-    guided = scale != 1 and bool(jax.tree.leaves(cond))
-    encoded = denoiser.apply(
-      variables, cond.with_null() if guided else cond, method="encode"
-    )
+    def weight(space: str) -> Float[Array, " b"]:
+      scaling, sigma_data = schedule.scaling, model.sigma_data
+      ours = noise.log_weight(logsnr, scaling, model.prediction, sigma_data)
+      log_weight = noise.log_weight(logsnr, scaling, space, sigma_data)
+      if settings.weight_cap and settings.loss != "vlb":
+        log_weight = jnp.minimum(log_weight, jnp.log(settings.weight_cap))
+      return jnp.exp(log_weight - ours)
 
-    def denoise(
-      x_t: Float[Array, "n h w c"], logsnr: Float[Array, " n"]
-    ) -> sampler.Estimate:
-      twice = (lambda a: jnp.concatenate([a, a])) if guided else (lambda a: a)
-      output = denoiser.apply(
-        variables, twice(scaled(x_t, logsnr)), twice(logsnr), encoded, method="predict"
-      )
-      output = guide(output, scale) if guided else output
-      x_hat, _ = noise.to_x_eps(output, x_t, logsnr, schedule.scaling, prediction)
-      x_hat = jnp.clip(x_hat, -1, 1) if settings.clip else x_hat
-      return sampler.Estimate(x_hat, None)
+    if vlb_weight is not None:
+      nats = vlb_weight * weight("eps") * error * dims
+      if config.noise.schedule == "learned":  # whose ends these two hold in place
+        nats += likelihood.prior(x, schedule)
+        nats += likelihood.reconstruction(x, eps, schedule)
+      return likelihood.bits(nats, dims), {}
+    if settings.loss == "vlb":
+      return vlb(output), {}
+    loss = weight(settings.loss) * error
+    if settings.learn_variance:
+      still = Output(jax.lax.stop_gradient(output.value), output.fraction)
+      loss += settings.vlb_weight * vlb(still)
+    return loss, {}
 
-    return sampler.sample(denoise, sample_keys(rng, n), spec.shape, schedule, steps)
-
-  return from_loss(
+  family = from_loss(
     config,
-    init=init,
+    init=model.init,
     loss=lambda params, batch, rng: losses(params, batch, rng, True),
-    sample=sample,
-    evals={"loss": lambda params, batch, rng: losses(params, batch, rng, False)[0]},
+    sample=drawing.sampler(config, model),
+    evals={
+      "loss": lambda params, batch, rng: losses(params, batch, rng, False)[0],
+      **evals.bounds(config, model),
+    },
+    on_request=evals.ON_REQUEST,
+    edits=drawing.edits(config, model),
+  )
+  if guide is None:
+    return family
+  guided = drawing.sampler(config, model, Model(guide, spec))
+  return family._replace(
+    sample=lambda state, rng, cond, n: guided(
+      state.ema["generator"], rng, cond, n, state.extra["guide"]
+    )
   )
 
 
-def uniform(key: Array) -> Float[Array, ""]:
-  """U(0, 1) without its ends, where a density's inverse may be infinite."""
-  return jax.random.uniform(key, minval=1e-5, maxval=1 - 1e-5)
+def check(config: ConfigDict) -> None:
+  """Raises UserError for settings of the loss that are unknown or mean nothing."""
+  settings = config.diffusion
+  for field, known in (("loss", LOSSES), ("coupling", COUPLINGS)):
+    if settings[field] not in known:
+      raise unknown(f"diffusion.{field}", settings[field], known)
+  if settings.learn_variance and not config.noise.timesteps:
+    raise UserError(
+      "diffusion.learn_variance is of discrete steps: set noise.timesteps, say to 1000."
+    )
+  if config.noise.schedule == "learned" and settings.loss != "vlb":
+    raise UserError(
+      f"noise.schedule='learned' is learned by the bound: set diffusion.loss to 'vlb',"
+      f" not {settings.loss!r}."
+    )
+  if config.noise.schedule == "learned" and config.noise.timesteps:
+    raise UserError("noise.schedule='learned' needs noise.timesteps=0.")
+  if config.sample.variance == "learned" and not settings.learn_variance:
+    raise UserError(
+      "sample.variance='learned' needs a model trained with diffusion.learn_variance."
+    )
+
+
+def coupled(
+  x: Float[Array, "b ..."], eps: Float[Array, "b ..."]
+) -> Float[Array, "b ..."]:
+  """The noises in the order that makes the sum of |x_i - eps_i|^2 least.
+
+  Minibatch optimal transport: Pooladian et al. 2023 (arXiv:2304.14772), section 4; Tong
+  et al. 2024. Over the rows at hand, so that here alone a result depends on how a batch
+  is cut.
+  """
+  a, b = x.reshape(len(x), -1), eps.reshape(len(eps), -1)
+  # |a - b|^2 up to terms that every assignment shares.
+  rows, columns = optax.assignment.hungarian_algorithm(-a @ b.T)
+  return eps[jnp.zeros(len(x), jnp.int32).at[rows].set(columns)]

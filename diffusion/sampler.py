@@ -19,9 +19,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
+from core import noise as noises
 from core.errors import UserError, unknown
 from core.family import Samples
-from core.noise import Scaling, Schedule, alpha_sigma
+from core.noise import Scaling, Schedule
 from diffusion import adaptive, solvers
 
 ETA = {"ddim": None, "ddpm": 1.0, "dpmpp_2m": 0.0, "dpmpp_2m_sde": 1.0}
@@ -143,12 +144,12 @@ def sample(
   schedule: Schedule,
   settings: Settings,
 ) -> Samples:
-  """Pictures of `shape` from pure noise: `solve` over `time_grid` from x_1 = sigma eps.
+  """Pictures of `shape` from pure noise: `solve` over `time_grid`.
 
   All noise of a sample comes from its key.
   """
   grid = time_grid(schedule, settings)
-  start = alpha_sigma(grid[0], schedule.scaling)[1] * draw(keys, 0, shape)
+  start = noises.prior_std(grid[0], schedule.scaling) * draw(keys, 0, shape)
   return Samples(*solve(denoise, keys, start, grid, schedule.scaling, settings))
 
 

@@ -29,7 +29,7 @@ def usual(
   train, held_out = load(data.train_split), load(data.eval_split)
   reference = load(config.eval.reference_split or data.train_split)
   drawn = config.eval.num_images or len(reference)
-  chosen = list(family.evals)
+  chosen = list(own(family))
   for metric in scores.USUAL:
     have = min(drawn, len(reference))
     if metric == "memorisation":
@@ -41,6 +41,11 @@ def usual(
     else:
       chosen.append(metric)
   return tuple(chosen)
+
+
+def own(family: Family) -> tuple[str, ...]:
+  """The family's evals that are taken unless told."""
+  return tuple(name for name in family.evals if name not in family.on_request)
 
 
 def apart(config: ConfigDict, train: Dataset, held_out: Dataset) -> bool:

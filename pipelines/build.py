@@ -3,9 +3,11 @@
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from core import family as families
@@ -14,20 +16,24 @@ from core.checkpoint import Checkpoints, abstract_like
 from core.errors import UserError
 from core.family import Batch, Family, Spec, State
 from core.parallel import Parallel
+from core.workdir import read_json
 from data.batches import eval_batches, train_batches
 from data.source import Dataset
 from text import encoders
 from text.cond import Cond
 
+# What raw conditions look like.
+RAW = ("text.encoder", "text.max_tokens", "text.classes")
 
-def family(config: ConfigDict) -> Family:
-  """The generator of a config.
+
+def family(config: ConfigDict, **parts: Any) -> Family:
+  """The generator of a config; `parts` are what else it is made of, such as a guide.
 
   Raises:
     UserError: what the config asks for does not exist or does not fit.
   """
   data = config.data
-  return families.make(config, Spec((data.size, data.size, data.channels)))
+  return families.make(config, Spec((data.size, data.size, data.channels)), **parts)
 
 
 def example_batch(config: ConfigDict) -> Batch:
@@ -68,12 +74,16 @@ def check_classes(config: ConfigDict, dataset: Dataset) -> None:
 
 
 def conditions(
-  config: ConfigDict, captions: Sequence[str], labels: Sequence[int]
+  config: ConfigDict,
+  captions: Sequence[str],
+  labels: Sequence[int],
+  images: Float[np.ndarray, "n h w c"] | None = None,
 ) -> Cond:
-  """The raw conditions of captions and labels, as one batch."""
+  """The raw conditions of captions, labels and, for super-resolution, pictures."""
   make_cond = encoders.raw(config.text)
   conds = [make_cond(*pair) for pair in zip(captions, labels, strict=True)]
-  return jax.tree.map(lambda *leaves: np.stack(leaves), *conds)
+  cond = jax.tree.map(lambda *leaves: np.stack(leaves), *conds)
+  return cond.replace(image=images)
 
 
 def trained(config: ConfigDict, workdir: Path) -> tuple[Family, Parallel, State]:
@@ -82,14 +92,48 @@ def trained(config: ConfigDict, workdir: Path) -> tuple[Family, Parallel, State]
   Raises:
     UserError: there is no checkpoint, or it does not fit the config.
   """
-  generator, run = family(config), parallel.make(config.parallel)
+  run, guide = parallel.make(config.parallel), config.sample.guide
+  if guide:
+    guide_config = config_of_guide(config)
+    generator = family(config, guide=guide_config)
+  else:
+    generator = family(config)
   abstract = shapes(config, generator)
   checkpoints = Checkpoints(workdir, read_only=True)
   try:
     state = checkpoints.restore(abstract_like(abstract, run.shardings(abstract)))
   finally:
     checkpoints.close()
+  if guide:
+    _, _, theirs = trained(guide_config, Path(guide))
+    weights = {"guide": theirs.ema["generator"]}
+    state = state.replace(extra=state.extra | weights)
   return generator, run, state
+
+
+def config_of_guide(config: ConfigDict) -> ConfigDict:
+  """The config of the run in `sample.guide`, on the devices of this one.
+
+  Raises:
+    UserError: there is no run, or it draws other data than this one.
+  """
+  file = Path(config.sample.guide) / "config.json"
+  if not file.exists():
+    raise UserError(
+      f"no run in sample.guide={config.sample.guide}; give the --workdir of a trained"
+      " one."
+    )
+  guide = ConfigDict(read_json(file))
+  for field in ("family", "data.size", "data.channels", "data.low_size", *RAW):
+    part, _, name = field.rpartition(".")
+    ours, theirs = ((c[part] if part else c).get(name) for c in (config, guide))
+    if ours != theirs:
+      raise UserError(
+        f"the run in sample.guide={config.sample.guide} has {field}={theirs!r}, this"
+        f" one {ours!r}; a guide draws the same data from the same conditions."
+      )
+  guide.parallel, guide.sample.guide = config.parallel, ""
+  return guide
 
 
 def train_stream(

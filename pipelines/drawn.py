@@ -56,7 +56,8 @@ class Drawn:
       config, family, run, config.eval.batch_size, film=False
     )
     self._fingerprint = run.run(fingerprint)
-    self._captions, self._labels = [], []
+    self._captions, self._labels, self._places = [], [], []
+    self._dataset = dataset
     places = order(config.sample.seed, 0, len(dataset))
     for i in range(count):
       at = int(places[i % len(dataset)])
@@ -64,6 +65,7 @@ class Drawn:
       self._captions.append(caption)
       label = dataset.label(at) if config.text.encoder == "label" else 0
       self._labels.append(label)
+      self._places.append(at)
 
   def __call__(self, state: State) -> UInt8[np.ndarray, "n h w c"]:
     """The pictures.
@@ -79,7 +81,13 @@ class Drawn:
     batches, nfe, size = [], [], self._config.eval.batch_size
     for first in range(0, self._count, size):
       part = slice(first, first + size)
-      batch = self._draw(state, first, self._captions[part], self._labels[part])
+      small = None
+      if self._config.data.low_size:
+        small = pictures.from_uint8(
+          [self._dataset.image(i) for i in self._places[part]]
+        )
+      conditions = self._captions[part], self._labels[part], small
+      batch = self._draw(state, first, *conditions)
       if not np.isfinite(batch.images).all():
         raise UserError(
           f"some of pictures {first} to {first + len(batch.images) - 1} drawn at step"

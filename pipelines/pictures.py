@@ -15,6 +15,13 @@ def to_uint8(images: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
   return np.rint((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
+def from_uint8(
+  images: Sequence[UInt8[np.ndarray, "h w c"]],
+) -> Float[np.ndarray, "n h w c"]:
+  """The inverse of `to_uint8`, of a list."""
+  return np.stack(images).astype(np.float32) * np.float32(2 / 255) - 1
+
+
 def grid(
   images: Float[np.ndarray, "n h w c"], columns: int, side: int = 64, gap: int = 2
 ) -> Image.Image:

@@ -7,11 +7,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from core import arrays
 from core.errors import UserError, unknown
-from core.family import Family, Samples, State, example_keys
+from core.family import Family, Given, Samples, State, example_keys
 from core.parallel import Parallel
 from data.batches import choose
 from data.dataset import Dataset
@@ -28,47 +29,81 @@ def sampler(
   prompts: Sequence[str],
   labels: Sequence[int],
   each: int,
+  images: Float[np.ndarray, "n h w c"] | None = None,
 ) -> Sampler:
   """state -> `each` samples of each prompt, in order of prompts; compiled once.
 
-  The noise of sample i depends on `config.sample.seed` and on i alone.
+  `images`, one a prompt, are what super-resolution starts from. The noise of sample i
+  depends on `config.sample.seed` and on i alone.
   """
   captions = [p for p in prompts for _ in range(each)]
   labels = [label for label in labels for _ in range(each)]
+  images = None if images is None else images.repeat(each, axis=0)
   n = len(captions)
   # So that the devices share the work evenly.
   draw = batch_sampler(config, family, run, n + -n % run.mesh.size)
-  return lambda state: draw(state, 0, captions, labels)
+  return lambda state: draw(state, 0, captions, labels, images)
 
 
 def batch_sampler(
-  config: ConfigDict, family: Family, run: Parallel, size: int, film: bool = True
-) -> Callable[[State, int, Sequence[str], Sequence[int]], Samples]:
-  """(state, first, captions, labels) -> samples first, first + 1, ...
+  config: ConfigDict,
+  family: Family,
+  run: Parallel,
+  size: int,
+  film: bool = True,
+  given: Given | None = None,
+) -> Callable[..., Samples]:
+  """(state, first, captions, labels, images=None) -> samples first, first + 1, ...
 
   Compiled once for `size` of them, or fewer. The noise of sample i depends on
-  `config.sample.seed` and on i alone. Without `film` there are no frames.
+  `config.sample.seed` and on i alone. Without `film` there are no frames. With `given`,
+  `size` pictures, they are not drawn anew but edited, by `config.sample.edit`.
+
+  Raises:
+    UserError: a negative prompt for a generator that reads no captions, or an unknown
+      edit.
   """
+  negative = config.sample.negative_prompt
+  if negative and config.text.encoder != "bytes":
+    raise UserError(
+      f"sample.negative_prompt={negative!r} needs a generator of captions, and"
+      f" text.encoder is {config.text.encoder!r}; set it to ''."
+    )
+  if given is not None and config.sample.edit not in family.edits:
+    raise unknown("sample.edit", config.sample.edit, family.edits)
 
   def compute(state: State, first: jax.Array, cond: Cond) -> Samples:
     ids = first + jnp.arange(size, dtype=jnp.uint32)
     keys = example_keys(jax.random.key(config.sample.seed), ids)
     # The keys are cut over the devices, and so is what is drawn from them.
     keys = jax.lax.with_sharding_constraint(keys, run.rows)
-    samples = family.sample(state, keys, cond, size)
+    if given is None:
+      samples = family.sample(state, keys, cond, size)
+    else:
+      samples = family.edits[config.sample.edit](state, keys, cond, given)
     return samples if film else samples._replace(frames=samples.frames[:0])
 
   fn = run.run(compute)
 
   def draw(
-    state: State, first: int, captions: Sequence[str], labels: Sequence[int]
+    state: State,
+    first: int,
+    captions: Sequence[str],
+    labels: Sequence[int],
+    images: Float[np.ndarray, "n h w c"] | None = None,
   ) -> Samples:
     n, pad = len(captions), size - len(captions)
+    if images is not None:
+      images = np.concatenate([images, *[images[:1]] * pad])
     cond = build.conditions(
       config,
       [*captions, *captions[:1] * pad],
       [*labels, *labels[:1] * pad],
+      images,
     )
+    if negative:
+      others = build.conditions(config, [negative] * size, [0] * size)
+      cond = cond.replace(negative=others)
     out = fn(state, np.uint32(first), run.put(slice_of_process(cond)))
     images, frames, nfe = jax.device_get(out)
     return Samples(images[:n], frames[:, :n], nfe[:n])

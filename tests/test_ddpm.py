@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import optimize
 
 from configs.diffusion import ddpm as ddpm_config
-from core import family
+from core import family, noise
 from core.errors import UserError
 from core.family import Samples, Spec
-from diffusion import ddpm
+from diffusion import ddpm, drawing, likelihood
 from nets import build
 from text import encoders
 from text.cond import Cond
@@ -50,7 +51,7 @@ class Parts:
     def sample(denoise, keys, shape, schedule, settings):
       caught["denoise"] = denoise
       blank = jnp.zeros((*keys.shape, *shape))
-      return Samples(blank, blank[None], jnp.zeros(keys.shape, int))
+      return Samples(blank, blank[None], jnp.zeros(len(keys), jnp.int32))
 
     def denoise(params, cond, x_t, logsnr):
       caught["sample"](params, KEY, cond, len(x_t))
@@ -61,7 +62,7 @@ class Parts:
 
     monkeypatch.setattr(build, "make", lambda model, channels: StandIn(notes.append))
     monkeypatch.setattr(ddpm, "from_loss", from_loss)
-    monkeypatch.setattr(ddpm.sampler, "sample", sample)
+    monkeypatch.setattr(drawing.samplers, "sample", sample)
     self.config = make_config(**fields)
     encoder = self.config.text.encoder
     ddpm.make(self.config, SPEC)
@@ -92,7 +93,8 @@ class Parts:
 def make_config(**fields):
   config = ddpm_config.get_config("tiny")
   config.text.update({"encoder": "label", "classes": CLASSES, "drop": 0.0})
-  config.sample.clip = False
+  config.noise.timesteps = 0
+  config.sample.threshold = "none"
   for name, value in fields.items():
     group, field = name.split("__")
     config[group][field] = value
@@ -122,8 +124,11 @@ def unpacked(parts, batch):
     "edm": (np.ones_like(snr), 1 / np.sqrt(snr)),
   }[parts.config.noise.schedule]
   x_t = np.asarray(parts.seen["x"], np.float64)
-  if parts.config.noise.schedule == "edm":
-    x_t = x_t * np.sqrt(1 + sigma**2)  # Karras et al. 2022: the network sees c_in x_t
+  # Karras et al. 2022: the network sees c_in x_t.
+  if parts.config.diffusion.prediction == "edm":
+    x_t = x_t * np.sqrt((alpha * parts.config.diffusion.sigma_data) ** 2 + sigma**2)
+  elif parts.config.noise.schedule == "edm":
+    x_t = x_t * np.sqrt(1 + sigma**2)
   return alpha, sigma, x, (x_t - alpha * x) / sigma
 
 
@@ -132,6 +137,12 @@ ROWS = {  # prediction = first * x + second * eps
   "eps": lambda alpha, sigma: (0, 1),
   "v": lambda alpha, sigma: (-sigma, alpha),
   "velocity": lambda alpha, sigma: (-1, 1),
+  "score": lambda alpha, sigma: (0, -1 / sigma),
+  # F = (x - c_skip x_t / alpha) / c_out of sigma / alpha, with sigma_data 1/2.
+  "edm": lambda alpha, sigma: (
+    sigma / alpha / np.sqrt((sigma / alpha) ** 2 + 0.25) / 0.5,
+    -0.5 / np.sqrt((sigma / alpha) ** 2 + 0.25),
+  ),
 }
 
 
@@ -144,6 +155,10 @@ ROWS = {  # prediction = first * x + second * eps
     ("edm", "eps", "eps"),
     ("rectified_flow", "x", "velocity"),
     ("cosine", "v", "eps"),
+    ("edm", "edm", "edm"),
+    ("cosine", "edm", "x"),
+    ("linear", "eps", "score"),
+    ("rectified_flow", "x", "edm"),
   ],
 )
 def test_loss_is_the_squared_error(monkeypatch, schedule, prediction, space):
@@ -167,6 +182,127 @@ def test_loss_is_the_squared_error(monkeypatch, schedule, prediction, space):
     one, two = ROWS[space](alpha, sigma)
     off = one * (x_hat - x[i].ravel()) + two * (eps_hat - eps[i].ravel())
     np.testing.assert_allclose(got[i], np.mean(off**2), rtol=2e-3)
+
+
+def loss_of(monkeypatch, n=12, **fields):
+  parts = Parts(monkeypatch, **fields)
+  batch = batch_of(parts.config, n)
+  return parts.loss(batch), parts, batch
+
+
+def test_a_cap_on_the_weight_is_min_snr(monkeypatch):
+  # Hang et al. 2023, eq. 9: min(SNR, 5) |x - x_hat|^2 for every prediction.
+  for prediction in ("eps", "v", "x"):
+    free, parts, _ = loss_of(monkeypatch, diffusion__prediction=prediction)
+    capped = loss_of(
+      monkeypatch, diffusion__prediction=prediction, diffusion__weight_cap=5.0
+    )[0]
+    snr = np.exp(np.asarray(parts.seen["logsnr"], np.float64))
+    assert (snr < 5).any()
+    assert (snr > 5).any()
+    np.testing.assert_allclose(capped, free * np.minimum(snr, 5) / snr, rtol=1e-5)
+
+
+def test_the_spaces_of_v_and_velocity_are_one_but_for_a_weight(monkeypatch):
+  # Under vp, |v error|^2 = (SNR + 1) |x error|^2, whatever is predicted.
+  in_x, parts, _ = loss_of(
+    monkeypatch, diffusion__prediction="eps", diffusion__loss="x"
+  )
+  in_v = loss_of(monkeypatch, diffusion__prediction="eps", diffusion__loss="v")[0]
+  snr = np.exp(np.asarray(parts.seen["logsnr"], np.float64))
+  np.testing.assert_allclose(in_v, (snr + 1) * in_x, rtol=1e-4)
+
+
+def test_the_continuous_bound_by_hand(monkeypatch):
+  # VDM, eq. 17: -1/2 dlogsnr/dt |eps - eps_hat|^2, here in bits a dimension.
+  got, parts, batch = loss_of(
+    monkeypatch, noise__schedule="cosine", diffusion__loss="vlb"
+  )
+  plain = loss_of(monkeypatch, noise__schedule="cosine", diffusion__loss="eps")[0]
+  logsnr = np.asarray(parts.seen["logsnr"], np.float64)
+  t = 2 / np.pi * np.arctan(np.exp(-logsnr / 2))
+  slope = -2 * np.pi / np.sin(np.pi * t)  # of -2 log tan(pi t / 2)
+  np.testing.assert_allclose(got, -slope / 2 * plain / np.log(2), rtol=2e-3)
+
+
+STEPS = {"noise__schedule": "cosine", "noise__timesteps": 8}
+
+
+def test_the_discrete_bound_is_its_steps_times_their_number(monkeypatch):
+  got, parts, batch = loss_of(monkeypatch, 32, **STEPS, diffusion__loss="vlb")
+  alpha, sigma, x, eps = unpacked(parts, batch)
+  t = 2 / np.pi * np.arctan2(sigma, alpha).ravel()
+  np.testing.assert_allclose(t * 8, np.rint(t * 8), atol=1e-3)
+  table = np.asarray(parts.params["encoder"]["classes"]["embedding"], np.float64)
+  shift = 0.1 * np.asarray(parts.seen["logsnr"]) + table[np.arange(32) % 3].sum(-1)
+  eps_hat = 0.7 * np.asarray(parts.seen["x"]) + shift[:, None, None, None]
+  x_hat = (alpha * x + sigma * eps - sigma * eps_hat) / alpha
+  schedule = noise.discrete(noise.cosine(), 8)
+  args = (jnp.asarray(a, jnp.float32) for a in (x, x_hat))
+  nats = likelihood.step(*args, None, jnp.asarray(t, jnp.float32), schedule, "small")
+  np.testing.assert_allclose(got, 8 * nats / 4 / np.log(2), rtol=2e-3)
+
+
+def test_a_learned_variance_adds_the_bound_without_its_gradient_in_the_mean(
+  monkeypatch,
+):
+  class Two(nn.Module):
+    """A value and a log-variance, each with a gain of its own."""
+
+    @nn.compact
+    def __call__(self, x, logsnr, cond, ids=None):
+      one, two = (
+        self.param(name, nn.initializers.constant(0.3), ()) for name in ("mean", "var")
+      )
+      return jnp.concatenate([one * x, two * x], axis=-1)
+
+  def grads(loss, **fields):
+    config = make_config(
+      **STEPS, diffusion__loss=loss, diffusion__learn_variance=True, **fields
+    )
+    caught = {}
+
+    def from_loss(config, **parts):
+      caught.update(parts)
+      return family.from_loss(config, **parts)
+
+    monkeypatch.setattr(build, "make", lambda model, channels: Two())
+    monkeypatch.setattr(ddpm, "from_loss", from_loss)
+    ddpm.make(config, SPEC)
+    batch = jax.tree.map(jnp.asarray, batch_of(config, 16))
+    params = caught["init"](KEY, batch)
+    total = lambda p: caught["loss"](p, batch, KEY)[0].sum()  # noqa: E731
+    return jax.tree.map(float, jax.jit(jax.grad(total))(params)["net"])
+
+  simple = grads("eps", diffusion__vlb_weight=0.0)
+  hybrid = grads("eps", diffusion__vlb_weight=0.5)
+  bound = grads("vlb")
+  assert simple["var"] == 0
+  np.testing.assert_allclose(hybrid["mean"], simple["mean"], rtol=1e-5)
+  np.testing.assert_allclose(hybrid["var"], 0.5 * bound["var"], rtol=1e-4)
+  assert abs(bound["mean"]) > 0
+
+
+def test_low_discrepancy_times_are_spread_over_the_batch(monkeypatch):
+  n = 8
+  _, parts, batch = loss_of(
+    monkeypatch, n, noise__schedule="cosine", noise__low_discrepancy=True
+  )
+  logsnr = np.asarray(parts.seen["logsnr"], np.float64)
+  t = np.sort(2 / np.pi * np.arctan(np.exp(-logsnr / 2)))
+  np.testing.assert_allclose(np.diff(t), 1 / n, atol=2e-3)
+  parts.eval(batch)  # where examples are evaluated one by one
+  t = np.sort(2 / np.pi * np.arctan(np.exp(-np.asarray(parts.seen["logsnr"]) / 2)))
+  assert np.abs(np.diff(t) - 1 / n).max() > 0.01
+
+
+def test_optimal_coupling_is_the_best_assignment():
+  rng = np.random.default_rng(0)
+  x, eps = (rng.normal(size=(7, 2, 2, 1)).astype(np.float32) for _ in range(2))
+  got = np.asarray(jax.jit(ddpm.coupled)(x, eps))
+  cost = ((x[:, None] - eps[None]) ** 2).sum((2, 3, 4))
+  rows, columns = optimize.linear_sum_assignment(cost)
+  np.testing.assert_array_equal(got, eps[columns])
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "edm"])
@@ -276,8 +412,8 @@ def test_clipping_keeps_the_estimate_in_range(monkeypatch):
   x_t = jnp.full((1, *SPEC.shape), 5.0)
   cond = Cond(label=jnp.array([0]))
   free, clipped = (
-    Parts(monkeypatch, sample__clip=clip).denoise(cond, x_t, jnp.zeros(1))
-    for clip in (False, True)
+    Parts(monkeypatch, sample__threshold=kind).denoise(cond, x_t, jnp.zeros(1))
+    for kind in ("none", "static")
   )
   assert np.abs(free).max() > 1
   np.testing.assert_array_equal(clipped, np.clip(free, -1, 1))
@@ -287,7 +423,11 @@ def test_clipping_keeps_the_estimate_in_range(monkeypatch):
   ("fields", "sentence"),
   [
     ({"diffusion__prediction": "epsilon"}, "diffusion.prediction='epsilon' is unknown"),
-    ({"diffusion__loss": "score"}, "diffusion.loss='score' is unknown"),
+    ({"diffusion__loss": "elbo"}, "diffusion.loss='elbo' is unknown"),
+    ({"diffusion__learn_variance": True}, "set noise.timesteps"),
+    ({"noise__schedule": "learned"}, "set diffusion.loss to 'vlb'"),
+    ({"noise__zero_terminal": True}, "diffusion.prediction='eps' tells nothing"),
+    ({"sample__variance": "learned", "sample__sampler": "ddpm"}, "learn_variance"),
     ({"sample__sampler": "dimm"}, "did you mean 'ddim'"),
     ({"model__net": "unett"}, "did you mean 'unet'"),
     ({"noise__schedule": "cosin"}, "did you mean 'cosine'"),

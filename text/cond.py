@@ -5,6 +5,9 @@ A condition travels in two forms. *Raw*, as the data source makes it: byte
 a sequence `seq` with its `mask`, and one vector `pooled`. A text encoder
 (`text/encoders.py`) maps the first form to the second.
 
+A picture is a condition too: super-resolution starts from a small one, `image`. It is
+no text, so nothing below drops it.
+
 The null condition of classifier-free guidance (Ho & Salimans 2022,
 arXiv:2207.12598) is the same in both: nothing is attended to (`mask` all False)
 and the label is -1.
@@ -25,6 +28,9 @@ class Cond(struct.PyTreeNode):
     seq: encoded text, one vector a token.
     mask: True where `tokens` or `seq` hold text, False on padding.
     pooled: encoded text or class as one vector.
+    image: small picture in [-1, 1]; encoded: as large as what is generated.
+    image_logsnr: how much noise was added to `image`.
+    negative: raw, what guidance leads away from, in place of the null condition.
   """
 
   tokens: Int[Array, "b l"] | None = None
@@ -32,16 +38,23 @@ class Cond(struct.PyTreeNode):
   seq: Float[Array, "b l d"] | None = None
   mask: Bool[Array, "b l"] | None = None
   pooled: Float[Array, "b d"] | None = None
+  image: Float[Array, "b h w c"] | None = None
+  image_logsnr: Float[Array, " b"] | None = None
+  negative: "Cond | None" = None
 
   def null_like(self) -> "Cond":
     """The null condition, in the shapes of this one."""
-    zeros = jax.tree.map(jnp.zeros_like, self)
+    own = self.replace(negative=None)
+    zeros = jax.tree.map(jnp.zeros_like, own)
     label = None if self.label is None else jnp.full_like(self.label, -1)
-    return zeros.replace(label=label)
+    return zeros.replace(label=label, image=self.image, image_logsnr=self.image_logsnr)
 
   def with_null(self) -> "Cond":
-    """This condition followed by the null condition: a batch of twice the size."""
-    return jax.tree.map(lambda *two: jnp.concatenate(two), self, self.null_like())
+    """This condition, then `negative` or the null one: a batch of twice the size."""
+    own, other = self.replace(negative=None), self.null_like()
+    if self.negative is not None:
+      other = self.negative.replace(image=self.image, image_logsnr=self.image_logsnr)
+    return jax.tree.map(lambda *two: jnp.concatenate(two), own, other)
 
   def drop(self, keys: Key[Array, " b"], rate: float) -> "Cond":
     """Each example's condition becomes null with probability `rate`.
@@ -54,7 +67,7 @@ class Cond(struct.PyTreeNode):
     def pick(null: Array, own: Array) -> Array:
       return jnp.where(gone.reshape((-1,) + (1,) * (own.ndim - 1)), null, own)
 
-    return jax.tree.map(pick, self.null_like(), self)
+    return jax.tree.map(pick, self.null_like(), self.replace(negative=None))
 
 
 def guide(both: Float[Array, "b2 ..."], guidance_scale: float) -> Float[Array, "b ..."]:

@@ -24,13 +24,8 @@ def get_config(variant: str = "") -> ConfigDict:
   """The config of a variant."""
   c = base.get_config()
   c.family = "diffusion.ddpm"
-  c.noise = ConfigDict()
-  c.noise.schedule = "linear"  # linear, cosine, sigmoid, ve, edm or rectified_flow
-  c.noise.density = "own"  # of t in training: the schedule's own, uniform, logit_normal
-  c.noise.shift = 1.0  # above 1 is noisier, for larger images
-  c.diffusion = ConfigDict()
-  c.diffusion.prediction = "eps"  # what the network outputs: x, eps, v or velocity
-  c.diffusion.loss = "eps"  # the space of the squared error, likewise
+  c.noise, c.diffusion = base.noise(), base.diffusion()
+  c.noise.schedule, c.noise.timesteps = "linear", 1000
 
   c.data.name = "cifar10"
   c.data.flip = True

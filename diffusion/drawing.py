@@ -1,0 +1,246 @@
+"""Pictures from a trained diffusion: from noise, and from other pictures."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+from ml_collections import ConfigDict
+
+from core import noise
+from core.family import Given, Samples, sample_keys
+from diffusion import sampler as samplers
+from diffusion.denoiser import Model, degraded
+from diffusion.guidance import guidance, threshold
+from diffusion.sampler import Denoise, Estimate, Settings
+from text import encoders
+from text.cond import Cond
+
+Edit = Callable[[PyTree, Array, Cond, Given], Samples]
+
+
+def denoiser(
+  config: ConfigDict, model: Model, guide: Model | None = None
+) -> Callable[..., Denoise]:
+  """(params, cond, keys, guide's params) -> the guided, thresholded denoiser.
+
+  With a `guide`, a worse model of the same data, its estimate takes the place of the
+  unconditional one (autoguidance, Karras et al. 2024, arXiv:2406.02507, eq. 4).
+  `sample.guidance_scale` 1 is no guidance, and costs no second evaluation, nor does a
+  noise level outside of the interval.
+
+  Raises:
+    UserError: unknown or empty settings of `config.sample`, or guidance without a
+      trained null condition.
+  """
+  settings = config.sample
+  lead = guidance(settings)
+  threshold(jnp.zeros((1, 1)), settings.threshold, settings.percentile)
+  if guide is None:
+    encoders.check_guidance(config.text, lead.scale)
+
+  def make(
+    params: PyTree,
+    cond: Cond,
+    keys: Key[Array, " n"],
+    guide_params: PyTree = None,
+    scale: float | int = lead.scale,
+  ) -> Denoise:
+    n = len(keys)
+    if model.low_size:
+      own = jax.vmap(jax.random.fold_in, (0, None))(keys, 2**32 - 2)
+      level = jnp.full(n, settings.augmentation)
+      cond = degraded(cond, own, level, model.low_size)
+    leads = lead._replace(scale=scale)
+    twice = scale != 1 and guide is None and has_text(cond)
+    encoded = model.encode(params, cond.with_null() if twice else cond)
+    plain = jax.tree.map(lambda a: a[:n], encoded) if twice else encoded
+    theirs = None if guide is None else guide.encode(guide_params, cond)
+
+    def alone(x_t: Array, logsnr: Array) -> tuple:
+      output = model.predict(params, x_t, logsnr, plain)
+      return output.value, output.fraction
+
+    def both(x_t: Array, logsnr: Array) -> tuple:
+      if guide is not None:
+        value, fraction = alone(x_t, logsnr)
+        other = estimate_of(guide, model, guide_params, theirs, x_t, logsnr)
+      else:
+        pair = (jnp.concatenate([a, a]) for a in (x_t, logsnr))
+        output = model.predict(params, *pair, encoded)
+        value, other = jnp.split(output.value, 2)
+        fraction = None if output.fraction is None else output.fraction[:n]
+      return leads(value, other, logsnr), fraction
+
+    def denoise(x_t: Float[Array, "n ..."], logsnr: Float[Array, " n"]) -> Estimate:
+      if scale == 1 or not (twice or guide is not None):
+        value, fraction = alone(x_t, logsnr)
+      elif leads.everywhere():
+        value, fraction = both(x_t, logsnr)
+      else:
+        somewhere = leads.where(logsnr).any()
+        value, fraction = jax.lax.cond(somewhere, both, alone, x_t, logsnr)
+      x_hat, _ = model.x_eps(value, x_t, logsnr)
+      return Estimate(
+        threshold(x_hat, settings.threshold, settings.percentile), fraction
+      )
+
+    return denoise
+
+  return make
+
+
+def has_text(cond: Cond) -> bool:
+  """Whether there is anything but a picture in a raw condition."""
+  return cond.tokens is not None or cond.label is not None
+
+
+def estimate_of(
+  guide: Model,
+  model: Model,
+  params: PyTree,
+  cond: Cond,
+  x_t: Float[Array, "n ..."],
+  logsnr: Float[Array, " n"],
+) -> Float[Array, "n ..."]:
+  """The guide's estimate at `model`'s x_t, as an output of `model`."""
+  level = noise.per_example(logsnr, x_t)
+  ours, theirs = (noise.alpha_sigma(level, m.scaling) for m in (model, guide))
+  # sigma, not alpha, gives the ratio: it is nowhere 0 while sampling.
+  scaled = x_t * (theirs[1] / ours[1])
+  output = guide.predict(params, scaled, logsnr, cond)
+  x_hat, eps = guide.x_eps(output.value, scaled, logsnr)
+  return model.target(x_hat, eps, logsnr)
+
+
+def sampler(
+  config: ConfigDict, model: Model, guide: Model | None = None
+) -> Callable[..., Samples]:
+  """(params, rng, cond, n, guide's params) -> n pictures from noise."""
+  settings = samplers.settings(config.sample)
+  make = denoiser(config, model, guide)
+
+  def sample(
+    params: PyTree, rng: Array, cond: Cond, n: int, guide_params: PyTree = None
+  ) -> Samples:
+    keys = sample_keys(rng, n)
+    return samplers.sample(
+      make(params, cond, keys, guide_params),
+      keys,
+      model.spec.shape,
+      model.schedule(params),
+      settings,
+    )
+
+  return sample
+
+
+def edits(config: ConfigDict, model: Model) -> Mapping[str, Edit]:
+  """What can be done to given pictures, by name; see the functions below."""
+  settings, strength = samplers.settings(config.sample), config.sample.strength
+  make = denoiser(config, model)
+
+  def start(params: PyTree, rng: Array, cond: Cond, given: Given) -> tuple:
+    keys = sample_keys(rng, len(given.images))
+    schedule = model.schedule(params)
+    grid = samplers.time_grid(schedule, settings)
+    return keys, schedule, grid, make(params, cond, keys)
+
+  def image_to_image(params: PyTree, rng: Array, cond: Cond, given: Given) -> Samples:
+    """Noise the picture to the share `sample.strength` of the steps; go on from there.
+
+    SDEdit (Meng et al. 2022, arXiv:2108.01073, algorithm 1). 1 is a new picture.
+    """
+    keys, schedule, grid, denoise = start(params, rng, cond, given)
+    grid = grid[settings.steps - max(1, round(strength * settings.steps)) :]
+    x = noised(given.images, keys, grid[0], schedule)
+    return Samples(*samplers.solve(denoise, keys, x, grid, schedule.scaling, settings))
+
+  def inpaint(params: PyTree, rng: Array, cond: Cond, given: Given) -> Samples:
+    """Draw where the mask is 1, around what is known where it is 0.
+
+    The estimate's known part is replaced at every level, so that x_t has the known
+    picture's own noise there (Song et al. 2021, appendix I.2; Lugmayr et al. 2022,
+    eq. 8).
+    """
+    keys, schedule, grid, denoise = start(params, rng, cond, given)
+
+    def known(x_t: Float[Array, "n ..."], logsnr: Float[Array, " n"]) -> Estimate:
+      found = denoise(x_t, logsnr)
+      return found._replace(x=jnp.where(given.mask > 0.5, found.x, given.images))
+
+    x = noised(given.images, keys, grid[0], schedule)
+    return Samples(*samplers.solve(known, keys, x, grid, schedule.scaling, settings))
+
+  def inverted(params: PyTree, rng: Array, cond: Cond, given: Given) -> tuple:
+    """The noise that the pictures come from, by the unguided flow run backwards."""
+    keys, schedule, grid, _ = start(params, rng, cond, given)
+    # The estimate is not thresholded: the flow must run both ways.
+    back = make(params, cond, keys, scale=1)
+    level = jnp.full(len(keys), grid[-2])
+    alpha, _ = noise.alpha_sigma(level, schedule.scaling)
+    x = noise.per_example(alpha, given.images) * given.images
+    how = deterministic(settings)
+    x, _, _ = samplers.solve(back, keys, x, grid[-2::-1], schedule.scaling, how)
+    return keys, schedule, grid, x, how
+
+  def invert(params: PyTree, rng: Array, cond: Cond, given: Given) -> Samples:
+    """To noise and back: DDIM inversion (Song et al. 2021, DDIM, section 4.3)."""
+    keys, schedule, grid, x, how = inverted(params, rng, cond, given)
+    return Samples(
+      *samplers.solve(make(params, cond, keys), keys, x, grid, schedule.scaling, how)
+    )
+
+  def interpolate(params: PyTree, rng: Array, cond: Cond, given: Given) -> Samples:
+    """From the first picture to the last in equal steps, through their noises.
+
+    Spherical interpolation of the two noises (Song et al. 2021, DDIM, section 5.3).
+    """
+    keys, schedule, grid, x, how = inverted(params, rng, cond, given)
+    share = jnp.linspace(0, 1, len(x))
+    x = slerp(x[0], x[-1], share)
+    return Samples(
+      *samplers.solve(make(params, cond, keys), keys, x, grid, schedule.scaling, how)
+    )
+
+  return {
+    "image_to_image": image_to_image,
+    "inpaint": inpaint,
+    "invert": invert,
+    "interpolate": interpolate,
+  }
+
+
+def deterministic(settings: Settings) -> Settings:
+  """The same without fresh noise: a solver of the flow, DDIM in place of the others."""
+  flow = settings.sampler in ("euler", "heun", "rk4", "rk45")
+  return settings._replace(
+    sampler=settings.sampler if flow else "ddim", eta=0.0, churn=0.0, variance="small"
+  )
+
+
+def noised(
+  images: Float[Array, "n ..."],
+  keys: Key[Array, " n"],
+  logsnr: Float[Array, ""],
+  schedule: noise.Schedule,
+) -> Float[Array, "n ..."]:
+  """alpha x + sigma eps, eps from each key."""
+  own = jax.vmap(jax.random.fold_in, (0, None))(keys, 2**32 - 3)
+  eps = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(own)
+  return noise.diffuse(images, eps, jnp.full(len(images), logsnr), schedule.scaling)
+
+
+def slerp(
+  a: Float[Array, "..."], b: Float[Array, "..."], share: Float[Array, " n"]
+) -> Float[Array, "n ..."]:
+  """sin((1 - s) theta) / sin(theta) a + sin(s theta) / sin(theta) b.
+
+  theta is the angle between a and b (Shoemake 1985); DDIM, appendix D.5. Straight
+  where they are parallel.
+  """
+  cosine = jnp.vdot(a, b) / (jnp.linalg.norm(a) * jnp.linalg.norm(b))
+  theta = jnp.arccos(jnp.clip(cosine, -1 + 1e-6, 1 - 1e-6))
+  shape = (-1, *(1,) * a.ndim)
+  first, second = (jnp.sin(s * theta) / jnp.sin(theta) for s in (1 - share, share))
+  return first.reshape(shape) * a + second.reshape(shape) * b

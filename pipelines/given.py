@@ -1,0 +1,142 @@
+"""Pictures that a user gives: to be enlarged by super-resolution, or edited."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+from PIL import Image
+
+from core.errors import UserError
+from core.family import Family, Given
+from core.parallel import Parallel
+from data import images as formats
+from data.dataset import Dataset
+from pipelines import pictures, sample
+
+
+def drawer(
+  config: ConfigDict,
+  family: Family,
+  run: Parallel,
+  prompts: Sequence[str],
+  labels: Sequence[int],
+  files: Sequence[str],
+  mask: str,
+  load: Callable[[], Dataset],
+) -> sample.Sampler:
+  """state -> `sample.per_prompt` pictures of each prompt, from `files` if any.
+
+  Super-resolution enlarges them, all others edit them as `sample.edit` says.
+
+  Raises:
+    UserError: what the functions below refuse, or a mask that nothing is for.
+  """
+  each, inpaint = config.sample.per_prompt, config.sample.edit == "inpaint"
+  if inpaint != bool(mask) and (mask or files):
+    raise UserError(
+      "--mask=FILE and --config.sample.edit=inpaint need one another, and --image."
+    )
+  if files and not config.data.low_size:
+    images = read(config, files), read_mask(config, mask)
+    return editor(config, family, run, prompts, labels, *images, each)
+  small = small_pictures(config, files, len(prompts), load)
+  return sample.sampler(config, family, run, prompts, labels, each, small)
+
+
+def editor(
+  config: ConfigDict,
+  family: Family,
+  run: Parallel,
+  prompts: Sequence[str],
+  labels: Sequence[int],
+  images: Float[np.ndarray, "n h w c"],
+  mask: Float[np.ndarray, "h w 1"],
+  each: int,
+) -> sample.Sampler:
+  """state -> `each` edits of each picture under its prompt; compiled once.
+
+  Raises:
+    UserError: as many prompts as pictures are needed, or one; interpolation needs two
+      pictures and one prompt.
+  """
+  between = config.sample.edit == "interpolate"
+  if between and (len(images) != 2 or len(prompts) != 1):
+    raise UserError(
+      f"sample.edit='interpolate' needs two --image and one --prompt, not {len(images)}"
+      f" and {len(prompts)}."
+    )
+  if between:
+    each += -each % run.mesh.size
+    images = images[[0] * (each - 1) + [1]]
+  elif len(prompts) == 1:
+    prompts, labels = list(prompts) * len(images), list(labels) * len(images)
+  if not between and len(prompts) != len(images):
+    raise UserError(
+      f"{len(images)} --image and {len(prompts)} --prompt do not pair up; give one"
+      " prompt for all, or one for each."
+    )
+  rows = images if between else images.repeat(each, axis=0)
+  captions, labels = ([a for a in b for _ in range(each)] for b in (prompts, labels))
+  n, size = len(rows), len(rows) + -len(rows) % run.mesh.size
+  rows = np.concatenate([rows, *[rows[:1]] * (size - n)])
+  given = Given(rows, np.broadcast_to(mask, (size, *mask.shape)))
+  draw = sample.batch_sampler(config, family, run, size, given=given)
+  return lambda state: draw(state, 0, captions, labels)
+
+
+def small_pictures(
+  config: ConfigDict, files: Sequence[str], count: int, load: Callable[[], Dataset]
+) -> Float[np.ndarray, "n h w c"] | None:
+  """What super-resolution starts from: files, or held-out pictures; else None.
+
+  Raises:
+    UserError: neither one file nor one for each of `count` prompts.
+  """
+  if not config.data.low_size:
+    return None
+  if not files:
+    data = load()
+    return pictures.from_uint8([data.image(i % len(data)) for i in range(count)])
+  found = read(config, files)
+  if len(found) not in (1, count):
+    raise UserError(
+      f"{len(found)} --image and {count} --prompt do not pair up; give one picture for"
+      " all, or one for each."
+    )
+  return found.repeat(count // len(found), axis=0)
+
+
+def read(config: ConfigDict, files: Sequence[str]) -> Float[np.ndarray, "n h w c"]:
+  """Picture files, squared to `data.size` or the size super-resolution starts from.
+
+  Raises:
+    UserError: a file is missing, unreadable or too small.
+  """
+  side, channels = config.data.low_size or config.data.size, config.data.channels
+  rows = [
+    formats.fit(decoded(f"--image={file}", file), side, channels, f"--image={file}")
+    for file in files
+  ]
+  return pictures.from_uint8(rows)
+
+
+def read_mask(config: ConfigDict, file: str) -> Float[np.ndarray, "h w 1"]:
+  """A mask from a picture file, 1 where it is white; '' is 1 everywhere.
+
+  Raises:
+    UserError: the file is missing, unreadable or too small.
+  """
+  size, flag = config.data.size, f"--mask={file}"
+  if not file:
+    return np.ones((size, size, 1), np.float32)
+  grey = decoded(flag, file).convert("L")
+  return (formats.fit(grey, size, 1, flag) > 127).astype(np.float32)
+
+
+def decoded(flag: str, file: str) -> Image.Image:
+  """A picture file, or a UserError that names the flag."""
+  try:
+    return formats.decode(file)
+  except formats.Unreadable as error:
+    raise UserError(f"{flag} can't be read ({error}); give a picture.") from error
