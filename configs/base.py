@@ -64,9 +64,12 @@ def get_config() -> ConfigDict:
   c.optim.weight_decay = 0.0
   c.optim.grad_clip = 1.0  # of the global norm; 0 for none
   c.optim.microbatches = 1  # parts of a batch, one after the other, to save memory
-  c.optim.ema = "warmup"  # constant, warmup or halflife
+  c.optim.ema = "warmup"  # constant, warmup, halflife or power
   c.optim.ema_decay = 0.999  # a step, for constant and warmup
   c.optim.ema_halflife = 500_000.0  # in images, for halflife
+  # Of averages tracked side by side, relative to the run so far, for power: two or
+  # more, each in (0, 0.289); training draws with the first.
+  c.optim.ema_std = (0.05, 0.10)
 
   c.train = ConfigDict()
   c.train.steps = 100_000
@@ -76,6 +79,9 @@ def get_config() -> ConfigDict:
   c.train.keep_every = 0  # steps whose multiples are kept for ever; 0 for none
   c.train.sample_every = 5000  # grid from a fixed seed; 0 for the end only
   c.train.eval_every = 5000  # evals on the evaluation split; 0 for the end only
+  # Averages kept in ema/ to make one of any length of, for optim.ema='power'; 0 for
+  # none. Each takes as much room as the weights, times the number of ema_std.
+  c.train.snapshot_every = 0
   c.train.max_skipped = 50  # steps in a row that are not finite before giving up
 
   c.sample = ConfigDict()
@@ -121,6 +127,9 @@ def get_config() -> ConfigDict:
   c.sample.edit = "image_to_image"
   c.sample.strength = 0.6  # share of the steps that image_to_image takes
   c.sample.frames = 8  # of the film of each picture forming
+  # Relative length of the average that --mode=sample and --mode=eval draw with, in
+  # (0, 0.289), made of the snapshots in ema/; 0 takes the weights as they were tracked.
+  c.sample.ema_std = 0.0
 
   c.eval = ConfigDict()
   # What --mode=eval scores: the family's own evals, such as loss, and of samples fd,

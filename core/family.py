@@ -15,7 +15,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped, UInt32
 from ml_collections import ConfigDict
 
-from core import optim
+from core import ema, optim
 from core.errors import UserError
 
 Batch = Mapping[str, Any]  # {x, cond, _id, _mask}, each with a leading batch axis
@@ -151,17 +151,16 @@ def from_loss(
   """
   tx = optim.make(config.optim, config.train.steps)
   schedule = optim.learning_rate(config.optim, config.train.steps)
-  decay = optim.ema_decay(config.optim, config.data.batch_size)
+  averages = ema.make(config.optim, config.data.batch_size)
   parts = config.optim.microbatches
 
   def init_state(rng: Array, batch: Batch) -> State:
     params = init(rng, batch)
-    # The EMA is a copy: a buffer that stands twice in a state can't be donated.
     return State(
       step=jnp.zeros((), jnp.int32),
       params={name: params},
       opt={name: tx.init(params)},
-      ema={name: jax.tree.map(jnp.copy, params)},
+      ema=averages.init({name: params}),
       extra={"skipped": jnp.zeros(2, jnp.int32)},
     )
 
@@ -204,16 +203,14 @@ def from_loss(
     good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
     good &= jnp.isfinite(optax.tree.norm(updates))
     new = optax.apply_updates(params, updates)
-    d = decay(state.step)
-    ema = jax.tree.map(lambda e, p: e + (1 - d) * (p - e), state.ema[name], new)
-    new, opt, ema = keep_if(
-      good, (new, opt, ema), (params, state.opt[name], state.ema[name])
+    moved = averages.update(state.ema, {name: new}, updates_done(state))
+    new, opt, moved = keep_if(
+      good, (new, opt, moved), (params, state.opt[name], state.ema)
     )
     skipped = count_skipped(state.extra["skipped"], good)
     metrics |= {
       "grad_norm": norm,
-      # A skipped step does not count for the optimizer.
-      "learning_rate": schedule(state.step - state.extra["skipped"][0]),
+      "learning_rate": schedule(updates_done(state)),
       "skipped": skipped[0],
       "skipped_in_a_row": skipped[1],
     }
@@ -221,7 +218,7 @@ def from_loss(
       step=state.step + 1,
       params={name: new},
       opt={name: opt},
-      ema={name: ema},
+      ema=moved,
       extra={"skipped": skipped},
     )
     return state, metrics
@@ -251,6 +248,11 @@ def count_skipped(skipped: Int[Array, "2"], good: Bool[Array, ""]) -> Int[Array,
   """[skipped in all, skipped in a row] after one more step."""
   bad = 1 - good.astype(jnp.int32)
   return jnp.stack([skipped[0] + bad, (skipped[1] + 1) * bad])
+
+
+def updates_done(state: State) -> Int[Array, ""]:
+  """How often the weights were updated: a step in `extra["skipped"]` does not count."""
+  return state.step - state.extra["skipped"][0]
 
 
 def count_params(params: PyTree[Shaped[Array, "..."]]) -> int:

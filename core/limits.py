@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from core import ema
 from core.errors import UserError
 
 
@@ -71,6 +72,7 @@ RANGES = {
   "train.keep_every": NATURAL,
   "train.sample_every": NATURAL,
   "train.eval_every": NATURAL,
+  "train.snapshot_every": NATURAL,
   "train.max_skipped": COUNT,
   "sample.num_images": COUNT,
   "sample.per_prompt": COUNT,
@@ -96,6 +98,7 @@ RANGES = {
   "sample.augmentation": SHARE,
   "sample.strength": SHARE,
   "sample.frames": COUNT,
+  "sample.ema_std": Range(0, ema.MAX_STD, open_high=True),
   "eval.num_images": NATURAL,
   "eval.batch_size": COUNT,
   "eval.bound_times": NATURAL,
@@ -123,6 +126,18 @@ def check(config: ConfigDict) -> None:
     part, name = field.split(".")
     if not all(isinstance(text, str) for text in config[part][name]):
       raise UserError(f"{field} must be texts, such as ('red heart',).")
+  stds, allowed = config.optim.ema_std, Range(0, ema.MAX_STD, True, True)
+  if len(set(stds)) < 2 or len(set(stds)) < len(stds):
+    raise UserError(
+      "optim.ema_std must be two or more different lengths, such as (0.05, 0.1)."
+    )
+  if not all(isinstance(std, float) and std in allowed for std in stds):
+    raise UserError(f"optim.ema_std must be lengths {allowed}, not {stds}.")
+  if config.train.snapshot_every and config.optim.ema != "power":
+    raise UserError(
+      "train.snapshot_every needs optim.ema='power', not"
+      f" {config.optim.ema!r}; set it to 0."
+    )
   if not config.model.widths or min(config.model.widths) < 1:
     raise UserError("model.widths must be numbers of channels, such as (64, 128).")
   for part in ("model", "text"):

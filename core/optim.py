@@ -1,11 +1,9 @@
-"""Optimizers, learning-rate schedules and EMA decay, all from `config.optim`."""
-
-from collections.abc import Callable
+"""Optimizers and learning-rate schedules, all from `config.optim`."""
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from core.errors import UserError, unknown
@@ -65,34 +63,3 @@ def make(optim: ConfigDict, steps: int) -> optax.GradientTransformation:
 
 def _matrices(params: PyTree) -> PyTree:
   return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-
-
-def ema_decay(
-  optim: ConfigDict, batch_size: int
-) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
-  """step -> d in `ema = d ema + (1 - d) params`, by `config.optim`.
-
-  constant: `ema_decay`; warmup: min(ema_decay, (1 + step) / (10 + step)), so
-  that the first weights are forgotten fast; halflife: 0.5^(batch_size / h)
-  with h = min(ema_halflife images, 5% of those seen), the ramp-up in the code of
-  Karras et al. 2022.
-
-  Raises:
-    UserError: unknown `ema`, or a half-life that is not positive.
-  """
-  match optim.ema:
-    case "constant":
-      return lambda step: jnp.asarray(optim.ema_decay, jnp.float32)
-    case "warmup":
-      return lambda step: jnp.minimum(optim.ema_decay, (1.0 + step) / (10.0 + step))
-    case "halflife":
-      if optim.ema_halflife <= 0:
-        raise UserError("optim.ema='halflife' needs optim.ema_halflife in images, > 0.")
-
-      def decay(step: Int[Array, ""]) -> Float[Array, ""]:
-        seen = 0.05 * batch_size * jnp.maximum(step, 1)
-        return 0.5 ** (batch_size / jnp.minimum(seen, optim.ema_halflife))
-
-      return decay
-    case other:
-      raise unknown("optim.ema", other, ("constant", "warmup", "halflife"))

@@ -257,36 +257,11 @@ def test_learning_rate_without_warm_up_starts_at_its_peak():
   )
 
 
-def test_ema_forgets_half_in_a_half_life():
-  config = make_config(ema="halflife", ema_halflife=640.0).optim
-  decay = optim.ema_decay(config, 32)
-  # Ramp-up ends when 5% of the images seen are a half-life: 12,800, 400 steps.
-  per_step = [decay(jnp.asarray(step)) for step in range(400, 420)]
-  np.testing.assert_allclose(np.prod(per_step), 0.5, rtol=1e-5)
-  # Before, the half-life is 5% of what was seen.
-  for step in (1, 10, 200):
-    want = 0.5 ** (32 / (0.05 * 32 * step))
-    np.testing.assert_allclose(decay(jnp.asarray(step)), want, rtol=1e-5)
-  assert decay(jnp.asarray(0)) < 1e-5
-
-
-def test_ema_warm_up_is_capped():
-  decay = optim.ema_decay(make_config(ema="warmup", ema_decay=0.99).optim, 32)
-  got = [float(decay(jnp.asarray(step))) for step in (0, 90, 10_000)]
-  np.testing.assert_allclose(got, [0.1, 0.91, 0.99], rtol=1e-6)
-
-
 @pytest.mark.parametrize(
   ("call", "fields", "sentence"),
   [
     (optim.learning_rate, {"schedule": "cosin"}, "did you mean 'cosine'"),
     (optim.learning_rate, {"schedule": "rsqrt"}, "needs optim.warmup_steps"),
-    (optim.ema_decay, {"ema": "half-life"}, "did you mean 'halflife'"),
-    (
-      optim.ema_decay,
-      {"ema": "halflife", "ema_halflife": 0.0},
-      "needs optim.ema_halfl",
-    ),
   ],
 )
 def test_refusals(call, fields, sentence):

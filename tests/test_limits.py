@@ -50,6 +50,14 @@ def test_a_range_reads_as_it_is() -> None:
     ("data.languages", (), "at least one language"),
     ("model.dim", 30, r"model\.dim=30 must be a multiple of model\.heads=4"),
     ("text.heads", 3, r"text\.dim=128 must be a multiple of text\.heads=3"),
+    ("optim.ema_std", (0.05,), "two or more different lengths"),
+    ("optim.ema_std", (0.1, 0.1), "two or more different lengths"),
+    (
+      "optim.ema_std",
+      (0.1, 0.3),
+      r"must be lengths in \(0, 0\.289\), not \(0\.1, 0\.3",
+    ),
+    ("train.snapshot_every", 5, r"needs optim\.ema='power', not 'warmup'"),
   ],
 )
 def test_what_does_not_fit(field: str, value: object, words: str) -> None:
