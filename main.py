@@ -8,7 +8,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from core import cli, parallel
+from core import cli, parallel, snapshots
 from core.errors import UserError
 from core.train import Hook
 from core.train import train as run_training
@@ -43,6 +43,8 @@ def train(config: ConfigDict, path: str) -> None:
   scorer = Scorer(config, family, run, Path(path), metrics, load)
   workdir = open_workdir(path, config)
   hooks = [
+    # Before what may fail: a checkpoint of a step must not be without its snapshot.
+    *snapshots.hooks(config, workdir),
     Hook(config.train.sample_every, sample.preview(sampler, each, workdir / "samples")),
     Hook(config.train.eval_every, scorer.log),
   ]

@@ -22,11 +22,13 @@ from core.parallel import Parallel
 class Hook(NamedTuple):
   """Something to do every so many steps, and after the last.
 
-  `run(state)` returns numbers for the log, or an empty dict.
+  `run(state)` returns numbers for the log, or an empty dict. What is `required` is done
+  when the run is asked to stop as well, and no checkpoint passes over its failure.
   """
 
   every: int
   run: Callable[[State], dict[str, float]]
+  required: bool = False
 
 
 def train(
@@ -96,13 +98,14 @@ def train(
         report(log, step, metrics, batch_size, cfg.max_skipped)
       # Before the checkpoint: a run killed in between does both again.
       for hook in hooks:
-        if done or (due(step, hook.every) and not stop):
+        if done or (due(step, hook.every) and (hook.required or not stop)):
           jax.block_until_ready(state)
           try:
             with log.off_the_clock():
               values = hook.run(state)
           except UserError:
-            checkpoints.save(step, state)  # a score that fails costs no steps
+            if not hook.required:  # a score that fails costs no steps
+              checkpoints.save(step, state)
             raise
           log.write(step, values)
       if done or stop or due(step, cfg.checkpoint_every):

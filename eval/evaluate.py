@@ -19,6 +19,7 @@ from eval import scores
 from eval.images import of_dataset
 from eval.sampled import SampleScores
 from pipelines import build
+from pipelines.drawn import ema
 
 
 def usual(
@@ -109,7 +110,11 @@ class Scorer:
       stream = build.eval_stream(self._config, self._held_out)
       means, count = self._means(state, stream)
       origin = {"split": self._config.data.eval_split, "num_images": count}
-      shared = origin | {"step": int(state.step), "seed": self._config.seed}
+      shared = origin | {
+        "step": int(state.step),
+        "seed": self._config.seed,
+        "ema": ema(self._config.optim, state),
+      }
       records += [{"metric": k, "value": v, **shared} for k, v in means.items()]
     if self._drawn:
       records += self._drawn(state)

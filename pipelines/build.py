@@ -11,7 +11,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from core import family as families
-from core import parallel
+from core import parallel, snapshots
 from core.checkpoint import Checkpoints, abstract_like
 from core.errors import UserError
 from core.family import Batch, Family, Spec, State
@@ -89,8 +89,11 @@ def conditions(
 def trained(config: ConfigDict, workdir: Path) -> tuple[Family, Parallel, State]:
   """The generator of a run, on the devices of the config, at its newest checkpoint.
 
+  For `sample.ema_std` its average has that length, made of the run's snapshots.
+
   Raises:
-    UserError: there is no checkpoint, or it does not fit the config.
+    UserError: there is no checkpoint, it does not fit the config, or the average
+      can't be made.
   """
   run, guide = parallel.make(config.parallel), config.sample.guide
   if guide:
@@ -104,6 +107,8 @@ def trained(config: ConfigDict, workdir: Path) -> tuple[Family, Parallel, State]
     state = checkpoints.restore(abstract_like(abstract, run.shardings(abstract)))
   finally:
     checkpoints.close()
+  if config.sample.ema_std:
+    state = snapshots.reconstruct(config, workdir, state, config.sample.ema_std)
   if guide:
     _, _, theirs = trained(guide_config, Path(guide))
     weights = {"guide": theirs.ema["generator"]}
@@ -133,6 +138,7 @@ def config_of_guide(config: ConfigDict) -> ConfigDict:
         f" one {ours!r}; a guide draws the same data from the same conditions."
       )
   guide.parallel, guide.sample.guide = config.parallel, ""
+  guide.sample.ema_std = 0.0  # its weights as they were tracked
   return guide
 
 

@@ -21,7 +21,8 @@ from data.dataset import Dataset
 from pipelines import pictures, sample
 
 # Fields of `config.sample` that say how pictures are shown, not how they are drawn.
-SHOWN = ("num_images", "per_prompt", "prompts", "frames")
+# The length of the average is told by `ema`, of the weights as they are.
+SHOWN = ("num_images", "per_prompt", "prompts", "frames", "ema_std")
 
 
 class Drawn:
@@ -110,7 +111,7 @@ class Drawn:
     return {
       "step": int(state.step),
       "num_samples": self._count,
-      "ema": ema(config.optim),
+      "ema": ema(config.optim, state),
       "ema_fingerprint": np.asarray(self._fingerprint(state.ema)).tobytes().hex(),
       "conditions_sha256": hashlib.sha256(conditions.encode()).hexdigest(),
       **{k: v for k, v in config.sample.items() if k not in SHOWN},
@@ -133,7 +134,9 @@ def fingerprint(tree: PyTree) -> jax.Array:
   return jnp.stack([sum(sums), sum(squares)])
 
 
-def ema(optim: ConfigDict) -> str:
-  """Which average of the weights draws: 'constant 0.9999'."""
-  length = optim.ema_halflife if optim.ema == "halflife" else optim.ema_decay
-  return f"{optim.ema} {length}"
+def ema(optim: ConfigDict, state: State) -> str:
+  """Which average of the weights draws: 'constant 0.9999', 'power 0.15 post hoc'."""
+  if "ema_std" in state.extra:
+    return f"power {float(state.extra['ema_std']):.6g} post hoc"
+  lengths = {"halflife": optim.ema_halflife, "power": optim.ema_std[0]}
+  return f"{optim.ema} {lengths.get(optim.ema, optim.ema_decay)}"
