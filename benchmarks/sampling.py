@@ -6,6 +6,10 @@ Needs PyTorch and diffusers: the environment of `make parity`. DDIM with a U-Net
 random weights, the same shapes on both sides, float32, on the CPU; the time includes
 the noise, the network and the scheduler. The two take turns, so that both see the same
 machine; the ratio (theirs / ours: above 1, ours is faster) is what counts.
+
+The machine must be idle: PyTorch's threads wait for one another, and if others take
+their cores its time is many times too long. On a busy one give both a single core
+(`taskset -c 0 python ...`) and read the ratio of processor time.
 """
 
 import importlib
@@ -87,11 +91,11 @@ def theirs(batch: int, steps: int) -> Callable[[], None]:
   return sample
 
 
-def seconds(sample: Callable[[], None]) -> float:
-  """How long one batch takes."""
-  began = time.perf_counter()
+def seconds(sample: Callable[[], None]) -> tuple[float, float]:
+  """(wall, processor) time of one batch."""
+  began = time.perf_counter(), time.process_time()
   sample()
-  return time.perf_counter() - began
+  return time.perf_counter() - began[0], time.process_time() - began[1]
 
 
 def main(rounds: str = "10", batch: str = "16", steps: str = "20") -> None:
@@ -100,19 +104,24 @@ def main(rounds: str = "10", batch: str = "16", steps: str = "20") -> None:
   run, peer = (make(int(batch), int(steps)) for make in (ours, theirs))
   for sample in (run, peer):
     sample()
-  times = [(seconds(run), seconds(peer)) for _ in range(int(rounds))]
-  (least, median), (peer_least, peer_median) = (
-    (min(column), statistics.median(column)) for column in zip(*times, strict=True)
-  )
+  times = [(*seconds(run), *seconds(peer)) for _ in range(int(rounds))]
   print(
     f"{torch.get_num_threads()} threads, float32, {rounds} rounds in turn of {batch}"
     f" pictures, DDIM with {steps} steps"
   )
-  print(f"ours    minimum {least:.2f} s, median {median:.2f} s")
-  print(f"theirs  minimum {peer_least:.2f} s, median {peer_median:.2f} s")
-  print(
-    f"ratio   of minima {peer_least / least:.2f}, medians {peer_median / median:.2f}"
-  )
+  print("                 minimum s         median s           ratio of")
+  print("               ours  theirs     ours  theirs     minima  medians")
+  columns = list(zip(*times, strict=True))
+  for name, own, other in (
+    ("wall", columns[0], columns[2]),
+    ("processor", columns[1], columns[3]),
+  ):
+    least, peer_least = min(own), min(other)
+    median, peer_median = statistics.median(own), statistics.median(other)
+    print(
+      f"{name:10}{least:9.2f}{peer_least:8.2f}{median:9.2f}{peer_median:8.2f}"
+      f"{peer_least / least:11.2f}{peer_median / median:9.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -226,6 +226,7 @@ def _step_of(
   scaling: Scaling,
   settings: Settings,
 ) -> _Step:
+  """The step of `settings.sampler`; its draws are numbered from 1."""
   name, steps = settings.sampler, grid.shape[0] - 1
 
   def at(x: Array, logsnr: Array) -> Estimate:
@@ -234,7 +235,7 @@ def _step_of(
   def fresh(i: Array, x: Array) -> Array:
     return draw(keys, i, x.shape[1:]).astype(x.dtype)
 
-  def at_all_but_clean(
+  def at_unless_clean(
     first: Array, logsnr_s: Array, x: Array, logsnr: Array
   ) -> Estimate:
     """Of a step to the clean end only the first stage is evaluated."""
@@ -279,24 +280,24 @@ def _step_of(
       gamma = jnp.where(inside, min(settings.churn / steps, 2**0.5 - 1), 0.0)
       x, t = solvers.churn(x, fresh(i + 1, x), t, gamma, scaling, settings.churn_noise)
     n, count = x.shape[0], len(tableau.c)
-    through = lambda a, l: solvers.lensed(a, jnp.full(n, l), scaling, lens)  # noqa: E731, E741
-    back = lambda a, l: solvers.unlensed(a, jnp.full(n, l), scaling, lens)  # noqa: E731, E741
-    y, h = through(x, t), solvers.clock(s, lens) - solvers.clock(t, lens)
+    y = solvers.lensed(x, jnp.full(n, t), scaling, lens)
+    h = solvers.clock(s, lens) - solvers.clock(t, lens)
     stages, a = solvers.levels(t, s, tableau, lens), jnp.asarray(tableau.a, x.dtype)
 
     def stage(carry: tuple, j: Array) -> tuple[tuple, None]:
       k, first = carry
-      level = stages[j]
-      x_j = back(y + h * jnp.tensordot(a[j], k, 1), level)
-      x_hat = at_all_but_clean(j == 0, s, x_j, level).x
-      slope = solvers.slope(x_hat, x_j, jnp.full(n, level), scaling, lens)
+      level = jnp.full(n, stages[j])
+      y_j = y + h * jnp.tensordot(a[j], k, 1)
+      x_j = solvers.unlensed(y_j, level, scaling, lens)
+      x_hat = at_unless_clean(j == 0, s, x_j, stages[j]).x
+      slope = solvers.slope(x_hat, x_j, level, scaling, lens)
       return (k.at[j].set(slope), jnp.where(j == 0, x_hat, first)), None
 
     start = (jnp.zeros((count, *x.shape), x.dtype), x)
     (k, x_hat), _ = jax.lax.scan(stage, start, jnp.arange(count))
     y = y + h * jnp.tensordot(jnp.asarray(tableau.b, x.dtype), k, 1)
     clean = jnp.isposinf(s)
-    x = jnp.where(clean, x_hat, back(y, s))
+    x = jnp.where(clean, x_hat, solvers.unlensed(y, jnp.full(n, s), scaling, lens))
     return x, x_hat, jnp.where(clean, 1, count)
 
   def predictor_corrector(state: _State, i: Array) -> tuple:
@@ -305,7 +306,7 @@ def _step_of(
 
     def stage(carry: tuple, j: Array) -> tuple[tuple, None]:
       x, first = carry
-      estimate = at_all_but_clean(j == 0, s, x, jnp.where(j == 0, t, s))
+      estimate = at_unless_clean(j == 0, s, x, jnp.where(j == 0, t, s))
       noise = fresh(i * count + 1 + j, x)
       predicted = solvers.ddpm(x, estimate.x, noise, t, s, scaling, variance(estimate))
       snr = settings.corrector_snr
