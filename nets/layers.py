@@ -45,7 +45,8 @@ class Dropout(nn.Module):
 class GroupNorm(nn.Module):
   """(x - mean) / std over each group of channels, then scale and shift.
 
-  Wu & He 2018 (arXiv:1803.08494), eq. 7. There are gcd(32, c) groups. A given
+  Wu & He 2018 (arXiv:1803.08494), eq. 7. There are gcd(32, c) groups, or as many
+  fewer as leave `least` (1 or 4) channels in each. A given
   `scale_shift` [b, 2c] modulates the result: y (1 + scale) + shift (ADM, Dhariwal
   & Nichol 2021, arXiv:2105.05233, section 3.1).
 
@@ -54,6 +55,8 @@ class GroupNorm(nn.Module):
   Statistics are float32; the result has the type of x.
   """
 
+  least: int = 1
+
   @nn.compact
   def __call__(
     self,
@@ -61,7 +64,7 @@ class GroupNorm(nn.Module):
     scale_shift: Float[Array, "b c2"] | None = None,
   ) -> Float[Array, "b *size c"]:
     b, *size, c = x.shape
-    groups = math.gcd(32, c)
+    groups = min(math.gcd(32, c), max(1, c // self.least))
     gain = self.param("scale", nn.initializers.ones, (c,))
     bias = self.param("bias", nn.initializers.zeros, (c,))
     y = x.astype(jnp.float32).reshape(b, -1, c)

@@ -1,6 +1,11 @@
-"""The U-Net of DDPM (Ho et al. 2020, arXiv:2006.11239, appendix B)."""
+"""The U-Net of DDPM (Ho et al. 2020, arXiv:2006.11239, appendix B) and its heirs.
+
+ADM is Dhariwal & Nichol 2021 (arXiv:2105.05233), DDPM++ is Song et al. 2021
+(arXiv:2011.13456), in the setting of EDM (Karras et al. 2022, arXiv:2206.00364).
+"""
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -17,16 +22,47 @@ from text.cond import Cond
 Conv = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1)
 
 
+def halve(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+  """The mean of each 2x2 square: the filter [1, 1] / 2 along both axes."""
+  b, h, w, c = x.shape
+  return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+
+
+def double(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+  """Each pixel becomes a 2x2 square: `halve`'s right inverse."""
+  return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+def join(x: Array, y: Array, scale: bool) -> Array:
+  """x + y, or (x + y) / sqrt(2), which keeps the variance of independent parts."""
+  return (x + y) * math.sqrt(0.5) if scale else x + y
+
+
 class ResBlock(nn.Module):
-  """x + conv(silu(norm(conv(silu(norm x))))), the second norm modulated by `vec`.
+  """x + conv(silu(norm(conv(silu(norm x))))), told the condition in between.
 
   The last convolution starts at zero. If the number of channels changes, the
   shortcut is a 1x1 convolution.
+
+  Attributes:
+    features: channels of the output.
+    dropout: rate before the last convolution.
+    dtype: type of the computation; parameters are float32.
+    modulation: what a linear map of silu(vec) does at the second norm:
+      'scale_shift' is norm(y) (1 + scale) + shift, 'shift' is norm(y + shift).
+    skip_scale: divide the sum by sqrt(2) (Song et al. 2021, appendix H.2).
+    resample: 'down' or 'up' halves or doubles the image, on both ways, before the
+      first convolution and the shortcut; '' does not.
+    project: the shortcut is a convolution even if the channels stay.
   """
 
   features: int
   dropout: float = 0.0
   dtype: DTypeLike = jnp.float32
+  modulation: str = "scale_shift"
+  skip_scale: bool = False
+  resample: str = ""
+  project: bool = False
 
   @nn.compact
   def __call__(
@@ -34,65 +70,115 @@ class ResBlock(nn.Module):
     x: Float[Array, "b h w c"],
     vec: Float[Array, "b e"],
     ids: Integer[Array, " b"] | None,
-  ) -> Float[Array, "b h w f"]:
-    zeros = nn.initializers.zeros
+  ) -> Float[Array, "b h2 w2 f"]:
+    zeros, f = nn.initializers.zeros, self.features
     y = jax.nn.silu(GroupNorm(name="norm_0")(x))
-    y = Conv(self.features, dtype=self.dtype, name="conv_0")(y)
-    mod = Dense(2 * self.features, dtype=self.dtype, name="modulation")
-    y = jax.nn.silu(GroupNorm(name="norm_1")(y, mod(jax.nn.silu(vec))))
+    if self.resample:
+      x, y = ({"down": halve, "up": double}[self.resample](a) for a in (x, y))
+    y = Conv(f, dtype=self.dtype, name="conv_0")(y)
+    scaled = self.modulation == "scale_shift"
+    mod = Dense(2 * f if scaled else f, dtype=self.dtype, name="modulation")(
+      jax.nn.silu(vec)
+    )
+    if not scaled:
+      y, mod = y + mod[:, None, None], None
+    # A norm over one channel would take a shift of it away again.
+    norm = GroupNorm(least=1 if scaled else 4, name="norm_1")
+    y = jax.nn.silu(norm(y, mod))
     y = Dropout(self.dropout)(y, ids)
-    y = Conv(self.features, dtype=self.dtype, kernel_init=zeros, name="conv_1")(y)
-    if x.shape[-1] != self.features:
-      x = Dense(self.features, dtype=self.dtype, name="shortcut")(x)
-    return x + y
+    y = Conv(f, dtype=self.dtype, kernel_init=zeros, name="conv_1")(y)
+    if x.shape[-1] != f or self.project:
+      x = Dense(f, dtype=self.dtype, name="shortcut")(x)
+    return join(x, y, self.skip_scale)
 
 
 class AttentionBlock(nn.Module):
-  """x + attention(norm x) over the pixels, then over the text if there is one."""
+  """x + attention(norm x) over the pixels, then over the text if there is one.
+
+  Attributes:
+    head_dim: channels an attention head, a divisor of those of x.
+    dtype: type of the computation; parameters are float32.
+    skip_scale: divide each sum by sqrt(2).
+    pixels: whether the pixels read one another.
+    text: whether they read the text.
+  """
 
   head_dim: int
   dtype: DTypeLike = jnp.float32
+  skip_scale: bool = False
+  pixels: bool = True
+  text: bool = True
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"], cond: Cond) -> Float[Array, "b h w c"]:
     b, h, w, c = x.shape
     heads, zeros = c // self.head_dim, nn.initializers.zeros
     x = x.reshape(b, h * w, c)
-    y = GroupNorm(name="norm")(x)
-    x = x + SelfAttention(heads, self.dtype, zeros, name="attention")(y)
-    if cond.seq is not None:
+    if self.pixels:
+      y = GroupNorm(name="norm")(x)
+      y = SelfAttention(heads, self.dtype, zeros, name="attention")(y)
+      x = join(x, y, self.skip_scale)
+    if self.text and cond.seq is not None:
       y = GroupNorm(name="norm_text")(x)
-      x = x + CrossAttention(heads, self.dtype, name="text")(y, cond.seq, cond.mask)
+      y = CrossAttention(heads, self.dtype, name="text")(y, cond.seq, cond.mask)
+      x = join(x, y, self.skip_scale)
     return x.reshape(b, h, w, c)
+
+
+def embed(
+  width: int, dtype: DTypeLike, logsnr: Float[Array, " b"], cond: Cond
+) -> Float[Array, "b e"]:
+  """The vector that modulates the blocks, four times as wide as the first ones.
+
+  Its layers belong to the module that calls it.
+  """
+  vec = NoiseEmbedding(4 * width, width, dtype, name="noise")(logsnr)
+  if cond.pooled is None:
+    return vec
+  return vec + Dense(4 * width, dtype=dtype, name="pooled")(cond.pooled)
 
 
 class UNet(nn.Module):
   """ResNet blocks down to a small picture and up again, with skip connections.
 
-  The noise level and `cond.pooled` scale and shift every block's second norm; at
-  some resolutions the pixels read one another and `cond.seq`. The output starts
-  at zero.
+  The noise level and `cond.pooled` modulate every block's second norm; at some
+  resolutions the pixels read one another and `cond.seq`. The output starts at zero.
 
   Attributes:
+    out_channels: channels of the output; the input may have others.
     widths: channels at each resolution; each next one halves the image.
-    blocks: ResNet blocks a resolution on the way down; one more on the way up.
+    blocks: ResNet blocks a resolution on the way down, one number or one for each
+      resolution; one block more on the way up.
     attention: image heights at which there is attention; there always is at the
       bottom.
     head_dim: channels an attention head, a divisor of the widths that attend.
-    out_channels: channels of the output.
     dropout: rate inside the ResNet blocks.
     dtype: type of the computation; parameters and output are float32.
     remat: recompute each block in the backward pass, to save memory.
+    stem: channels of the first convolution, a quarter of the embedding's; 0 is
+      those of the first resolution.
+    modulation: 'scale_shift' (ADM) or 'shift' (DDPM, DDPM++), see `ResBlock`.
+    skip_scale: divide every residual sum by sqrt(2) (DDPM++).
+    resample: between resolutions there is a 3x3 convolution, 'conv' (DDPM), or a
+      ResNet block that resamples inside, 'block' (ADM); 'block_1x1' has a 1x1
+      convolution on its shortcut (DDPM++).
+    attention_up: on the way up attention follows 'every' block (DDPM, ADM) or the
+      'last' of a resolution (DDPM++).
   """
 
   out_channels: int
   widths: tuple[int, ...] = (64, 128, 128)
-  blocks: int = 2
+  blocks: int | tuple[int, ...] = 2
   attention: tuple[int, ...] = (16,)
   head_dim: int = 64
   dropout: float = 0.0
   dtype: DTypeLike = jnp.float32
   remat: bool = False
+  stem: int = 0
+  modulation: str = "scale_shift"
+  skip_scale: bool = False
+  resample: str = "conv"
+  attention_up: str = "every"
 
   @nn.compact
   def __call__(
@@ -104,70 +190,108 @@ class UNet(nn.Module):
   ) -> Float[Array, "b h w {self.out_channels}"]:
     """The raw output for noisy images `x`; dropout is active if `ids` is given.
 
-    Raises UserError if the image cannot be halved as often as `widths` asks.
+    Raises UserError if the image cannot be halved as often as `widths` asks, or
+    widths, blocks and heads do not fit together.
     """
-    self._check(x.shape[1], x.shape[2])
+    counts = self._checked(x.shape[1], x.shape[2])
     resnet = nn.remat(ResBlock) if self.remat else ResBlock
     attention = nn.remat(AttentionBlock) if self.remat else AttentionBlock
+    stem = self.stem or self.widths[0]
+    vec = embed(stem, self.dtype, logsnr, cond)
 
-    vec = NoiseEmbedding(4 * self.widths[0], self.widths[0], self.dtype, name="noise")(
-      logsnr
-    )
-    if cond.pooled is not None:
-      dense = Dense(4 * self.widths[0], dtype=self.dtype, name="pooled")
-      vec = vec + dense(cond.pooled)
-
-    def block(x: Array, features: int, name: str) -> Array:
-      x = resnet(features, self.dropout, self.dtype, name=name)(x, vec, ids)
-      if x.shape[1] in self.attention:
-        x = attend(x, f"{name}_attention")
-      return x
+    def block(x: Array, features: int, name: str, **resample) -> Array:
+      options = (self.dropout, self.dtype, self.modulation, self.skip_scale)
+      return resnet(features, *options, name=name, **resample)(x, vec, ids)
 
     def attend(x: Array, name: str) -> Array:
-      return attention(self.head_dim, self.dtype, name=name)(x, cond)
+      name = f"{name}_attention"
+      return attention(self.head_dim, self.dtype, self.skip_scale, name=name)(x, cond)
 
-    x = Conv(self.widths[0], dtype=self.dtype, name="in")(x)
+    def resampled(x: Array, way: str, level: int) -> Array:
+      if self.resample != "conv":
+        project = self.resample == "block_1x1"
+        name = f"{way}_{level}_resample"
+        return block(x, x.shape[-1], name, resample=way, project=project)
+      conv = functools.partial(Conv, x.shape[-1], dtype=self.dtype)
+      name = f"{way}_{level}_conv"
+      return (
+        conv(name=name)(double(x)) if way == "up" else conv(strides=2, name=name)(x)
+      )
+
+    x = Conv(stem, dtype=self.dtype, name="in")(x)
     skips = [x]
     for level, features in enumerate(self.widths):
       if level:
-        x = Conv(x.shape[-1], strides=2, dtype=self.dtype, name=f"down_{level}_conv")(x)
+        x = resampled(x, "down", level)
         skips.append(x)
-      for i in range(self.blocks):
+      for i in range(counts[level]):
         x = block(x, features, f"down_{level}_{i}")
+        if x.shape[1] in self.attention:
+          x = attend(x, f"down_{level}_{i}")
         skips.append(x)
 
-    x = resnet(x.shape[-1], self.dropout, self.dtype, name="middle_0")(x, vec, ids)
-    x = attend(x, "middle_attention")
-    x = resnet(x.shape[-1], self.dropout, self.dtype, name="middle_1")(x, vec, ids)
+    x = block(x, x.shape[-1], "middle_0")
+    x = attend(x, "middle")
+    x = block(x, x.shape[-1], "middle_1")
 
     for level, features in reversed(list(enumerate(self.widths))):
-      for i in range(self.blocks + 1):
+      for i in range(counts[level] + 1):
         x = jnp.concatenate([x, skips.pop()], axis=-1)
         x = block(x, features, f"up_{level}_{i}")
+        every = self.attention_up == "every" or i == counts[level]
+        if x.shape[1] in self.attention and every:
+          x = attend(x, f"up_{level}_{i}")
       if level:
-        x = x.repeat(2, axis=1).repeat(2, axis=2)
-        x = Conv(x.shape[-1], dtype=self.dtype, name=f"up_{level}_conv")(x)
+        x = resampled(x, "up", level)
 
     x = jax.nn.silu(GroupNorm(name="out_norm")(x.astype(jnp.float32)))
     return Conv(self.out_channels, kernel_init=nn.initializers.zeros, name="out")(x)
 
-  def _check(self, height: int, width: int) -> None:
-    times = len(self.widths) - 1
-    unit = 2**times
-    if height % unit or width % unit:
-      fit = " or ".join(
-        "x".join(str(max(1, size // unit + up) * unit) for size in (height, width))
-        for up in (0, 1)
-      )
-      raise UserError(
-        f"An image of {height}x{width} cannot be halved {times} times, as the U-Net's"
-        f" widths {self.widths} ask; use {fit}, or fewer widths."
-      )
-    attending = {self.widths[-1]} | {
-      c for i, c in enumerate(self.widths) if height // 2**i in self.attention
-    }
-    if bad := [c for c in attending if c % self.head_dim]:
-      raise UserError(
-        f"The U-Net's width {bad[0]} does not divide into attention heads of"
-        f" {self.head_dim}; change `widths` or `head_dim`."
-      )
+  def _checked(self, height: int, width: int) -> tuple[int, ...]:
+    counts = per_level(self.blocks, self.widths)
+    check_size(height, width, len(self.widths) - 1, self.widths)
+    heights = [height // 2**i for i in range(len(self.widths))]
+    attending = [
+      c for c, h in zip(self.widths, heights, strict=True) if h in self.attention
+    ]
+    check_heads([*attending, self.widths[-1]], self.head_dim)
+    return counts
+
+
+def per_level(
+  blocks: int | tuple[int, ...], widths: tuple[int, ...]
+) -> tuple[int, ...]:
+  """The number of blocks of each resolution; one number is that of all.
+
+  Raises UserError if there are not as many as `widths`.
+  """
+  counts = (blocks,) * len(widths) if isinstance(blocks, int) else blocks
+  if len(counts) != len(widths):
+    raise UserError(
+      f"The U-Net's blocks {counts} and widths {widths} must be as many; give `blocks`"
+      " one number for each of `widths`, or one for all."
+    )
+  return counts
+
+
+def check_size(height: int, width: int, times: int, widths: tuple[int, ...]) -> None:
+  """Raises UserError if an image cannot be halved so many times."""
+  unit = 2**times
+  if height % unit or width % unit:
+    fit = " or ".join(
+      "x".join(str(max(1, size // unit + up) * unit) for size in (height, width))
+      for up in (0, 1)
+    )
+    raise UserError(
+      f"An image of {height}x{width} cannot be halved {times} times, as the U-Net's"
+      f" widths {widths} ask; use {fit}, or fewer widths."
+    )
+
+
+def check_heads(widths: list[int], head_dim: int) -> None:
+  """Raises UserError if a width does not divide into attention heads."""
+  if bad := [c for c in widths if c % head_dim]:
+    raise UserError(
+      f"The U-Net's width {bad[0]} does not divide into attention heads of"
+      f" {head_dim}; change `widths` or `head_dim`."
+    )
