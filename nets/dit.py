@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Integer
 
 from core.errors import UserError
 from nets.embeddings import NoiseEmbedding, positions_2d
+from nets.joint import JointBlocks
 from nets.layers import Dense
 from nets.transformer import Blocks
 from text.cond import Cond
@@ -42,20 +43,22 @@ class DiT(nn.Module):
   """A transformer over the patches of a noisy image.
 
   The noise level and `cond.pooled` modulate every block (adaLN-zero); the patches
-  read `cond.seq` by cross-attention. Positions are fixed, so the parameters fit
-  any image size. The output starts at zero.
+  read `cond.seq` by cross-attention, or in one attention with it (MM-DiT).
+  Positions are fixed, so the parameters fit any image size. The output starts at
+  zero.
 
   Attributes:
     dim: width of a token, a multiple of 4 and of `heads`.
     depth: number of blocks.
     heads: attention heads.
     patch: side of a patch in pixels; image sides are multiples of it.
-    out_channels: channels of the output.
+    out_channels: channels of the output; the input may have others.
     mlp_ratio: hidden width of the MLPs over `dim`.
     dropout: rate on the branches of each block.
     dtype: type of the computation; parameters and output are float32.
     remat: recompute each block in the backward pass, to save memory.
     scan: compile one block and loop, to save compile time.
+    text_attention: 'cross' (`Block`) or 'joint' (`JointBlock`).
   """
 
   dim: int
@@ -68,6 +71,7 @@ class DiT(nn.Module):
   dtype: DTypeLike = jnp.float32
   remat: bool = False
   scan: bool = True
+  text_attention: str = "cross"
 
   @nn.compact
   def __call__(
@@ -91,7 +95,7 @@ class DiT(nn.Module):
     vec = NoiseEmbedding(self.dim, dtype=self.dtype, name="noise")(logsnr)
     if cond.pooled is not None:
       vec = vec + Dense(self.dim, dtype=self.dtype, name="pooled")(cond.pooled)
-    y = Blocks(
+    options = (
       self.depth,
       self.heads,
       self.mlp_ratio,
@@ -99,8 +103,14 @@ class DiT(nn.Module):
       self.dtype,
       self.remat,
       self.scan,
-      name="blocks",
-    )(y, vec=vec, text=cond.seq, text_mask=cond.mask, ids=ids)
+    )
+    if self.text_attention == "joint" and cond.seq is not None:
+      text = Dense(self.dim, dtype=self.dtype, name="text")(cond.seq)
+      y = JointBlocks(*options, name="joint")(y, text, cond.mask, vec, ids)
+    else:
+      y = Blocks(*options, name="blocks")(
+        y, vec=vec, text=cond.seq, text_mask=cond.mask, ids=ids
+      )
 
     zeros = nn.initializers.zeros
     mod = Dense(2 * self.dim, kernel_init=zeros, name="modulation")(jax.nn.silu(vec))

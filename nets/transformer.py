@@ -1,10 +1,13 @@
 """The pre-norm transformer: text encoders use it plain, DiT with modulation."""
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer, PyTree
 
 from nets.attention import CrossAttention, SelfAttention
 from nets.layers import Dense, Dropout
@@ -63,6 +66,28 @@ class Block(nn.Module):
     return x + gate(y, 1)
 
 
+def repeat(
+  call: Callable[[nn.Module, Any], Any],
+  block: nn.Module,
+  x: PyTree,
+  depth: int,
+  scan: bool,
+) -> PyTree:
+  """x -> call(block, x), `depth` times, each time with parameters of its own.
+
+  The parameters are stacked, [depth, ...]. `scan` loops over one compiled block;
+  else the loop is unrolled.
+  """
+  loop = nn.scan(
+    lambda block, x, _: (call(block, x), None),
+    variable_axes={"params": 0},
+    split_rngs={"params": True, "dropout": True},
+    length=depth,
+    unroll=1 if scan else depth,
+  )
+  return loop(block, x, None)[0]
+
+
 class Blocks(nn.Module):
   """`depth` Blocks in a row, called like one.
 
@@ -86,14 +111,13 @@ class Blocks(nn.Module):
   ) -> Float[Array, "b l d"]:
     make = nn.remat(Block) if self.remat else Block
     block = make(self.heads, self.mlp_ratio, self.dropout, self.dtype, name="block")
-    loop = nn.scan(
-      lambda block, x, _: (block(x, *args, **kwargs), None),
-      variable_axes={"params": 0},
-      split_rngs={"params": True, "dropout": True},
-      length=self.depth,
-      unroll=1 if self.scan else self.depth,
+    return repeat(
+      lambda block, x: block(x, *args, **kwargs),
+      block,
+      x.astype(self.dtype),
+      self.depth,
+      self.scan,
     )
-    return loop(block, x.astype(self.dtype), None)[0]
 
 
 class Encoder(nn.Module):
