@@ -4,7 +4,7 @@ A config is this file plus a short override. Fields of a family (such as
 `diffusion` and `noise`) are documented where they are added.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 
 def get_config() -> ConfigDict:
@@ -38,21 +38,35 @@ def get_config() -> ConfigDict:
   c.text.drop = 0.1  # share of conditions dropped in training, for guidance
 
   c.model = ConfigDict()
-  c.model.net = "dit"  # dit or unet
+  c.model.net = "dit"  # dit, unet or efficient_unet
   c.model.dtype = "float32"  # of the computation; or bfloat16. The state is float32
   c.model.remat = False  # recompute activations in the backward pass, to save memory
   c.model.dropout = 0.0
+  # The network also sees sin and cos of 2^n pi times its input, for these n.
+  c.model.fourier = ()
   # dit
   c.model.dim = 256
   c.model.depth = 6
   c.model.heads = 4
   c.model.patch = 4  # side of a patch in pixels
   c.model.scan = True  # compile one block instead of `depth`
-  # unet
+  c.model.text_attention = "cross"  # or joint: one attention over image and text
+  # unet and efficient_unet
   c.model.widths = (64, 128, 128)  # channels at each resolution
-  c.model.blocks = 2  # ResNet blocks a resolution
-  c.model.attention = (16,)  # image heights with attention
+  # ResNet blocks a resolution: one number, or one for each of `widths`.
+  c.model.blocks = FieldReference(2, field_type=object)
   c.model.head_dim = 64
+  # unet
+  c.model.attention = (16,)  # image heights with attention
+  c.model.attention_up = "every"  # block on the way up that attends, or the last
+  c.model.stem = 0  # channels of the first convolution; 0 for those of `widths`
+  c.model.modulation = "scale_shift"  # by the noise level, or shift
+  c.model.skip_scale = False  # divide the sums of ResNet blocks by sqrt(2)
+  # Between resolutions: conv, a ResNet block, or block_1x1 with a 1x1 shortcut.
+  c.model.resample = "conv"
+  # efficient_unet
+  c.model.attention_levels = (2,)  # indices of `widths` with attention
+  c.model.text_levels = (2,)  # indices of `widths` that read the text
 
   c.optim = ConfigDict()
   c.optim.learning_rate = 2e-4
@@ -202,7 +216,8 @@ def tiny(c: ConfigDict) -> ConfigDict:
   c.model.dim, c.model.depth, c.model.heads = 16, 2, 2
   c.model.patch = min(c.model.patch, 4)
   c.model.widths, c.model.blocks, c.model.attention = (8, 16), 1, (4,)
-  c.model.head_dim, c.model.dropout = 8, 0.0
+  c.model.attention_levels = c.model.text_levels = (1,)
+  c.model.stem, c.model.head_dim, c.model.dropout = 0, 8, 0.0
   c.optim.warmup_steps = 2
   c.train.steps, c.train.log_every = 4, 1
   c.train.checkpoint_every = c.train.sample_every = c.train.eval_every = 2

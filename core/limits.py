@@ -55,8 +55,13 @@ RANGES = {
   "model.depth": COUNT,
   "model.heads": COUNT,
   "model.patch": COUNT,
+  "model.fourier": NATURAL,
+  "model.widths": COUNT,
   "model.blocks": COUNT,
   "model.head_dim": COUNT,
+  "model.stem": NATURAL,
+  "model.attention_levels": NATURAL,
+  "model.text_levels": NATURAL,
   "optim.learning_rate": POSITIVE,
   "optim.warmup_steps": NATURAL,
   "optim.b1": DECAY,
@@ -110,6 +115,7 @@ RANGES = {
 def check(config: ConfigDict) -> None:
   """Raises UserError for a number out of its range (NaN is in none).
 
+  In a tuple each number counts.
   Fields that the config does not have are passed over: a family adds its own.
   """
   for field, allowed in RANGES.items():
@@ -117,9 +123,10 @@ def check(config: ConfigDict) -> None:
     holder = config.get(part) if part else config
     if holder is None or name not in holder:
       continue
-    number = holder[name]
-    if number not in allowed or math.isinf(number):
-      raise UserError(f"{field} must be {allowed}, not {number}.")
+    numbers = holder[name]
+    for number in numbers if isinstance(numbers, tuple) else (numbers,):
+      if number not in allowed or math.isinf(number):
+        raise UserError(f"{field} must be {allowed}, not {number}.")
   if not config.data.languages:
     raise UserError("data.languages must name at least one language, such as ('en',).")
   for field in ("data.languages", "sample.prompts"):
@@ -138,7 +145,7 @@ def check(config: ConfigDict) -> None:
       "train.snapshot_every needs optim.ema='power', not"
       f" {config.optim.ema!r}; set it to 0."
     )
-  if not config.model.widths or min(config.model.widths) < 1:
+  if not config.model.widths:
     raise UserError("model.widths must be numbers of channels, such as (64, 128).")
   for part in ("model", "text"):
     dim, heads = config[part].dim, config[part].heads
