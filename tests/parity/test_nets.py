@@ -5,20 +5,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel, UNet2DModel
-from diffusers.models.attention import BasicTransformerBlock
+from diffusers import DiTTransformer2DModel, SD3Transformer2DModel, UNet2DModel
+from diffusers.models.attention import BasicTransformerBlock, JointTransformerBlock
 from diffusers.models.embeddings import (
   Timesteps,
   get_2d_sincos_pos_embed,
   get_timestep_embedding,
 )
+from diffusers.models.resnet import ResnetBlock2D
 
 from nets.attention import attend
 from nets.dit import DiT
 from nets.embeddings import positions_2d, sinusoidal
+from nets.joint import JointBlock
 from nets.layers import GroupNorm
 from nets.transformer import Block
-from nets.unet import UNet
+from nets.unet import ResBlock, UNet
 from text.cond import Cond
 
 RNG = np.random.default_rng(0)
@@ -82,17 +84,18 @@ def attention(get, m) -> dict:
   return {"qkv": dense(get, m.to_q, m.to_k, m.to_v), "out": dense(get, m.to_out[0])}
 
 
-def unet_params(get, m) -> dict:
-  def resnet(m) -> dict:
-    shortcut = m.conv_shortcut
-    return {
-      "norm_0": norm(get, m.norm1),
-      "conv_0": conv(get, m.conv1),
-      "modulation": dense(get, m.time_emb_proj),
-      "norm_1": norm(get, m.norm2),
-      "conv_1": conv(get, m.conv2),
-    } | ({} if shortcut is None else {"shortcut": dense(get, shortcut)})
+def resnet(get, m) -> dict:
+  shortcut = m.conv_shortcut
+  return {
+    "norm_0": norm(get, m.norm1),
+    "conv_0": conv(get, m.conv1),
+    "modulation": dense(get, m.time_emb_proj),
+    "norm_1": norm(get, m.norm2),
+    "conv_1": conv(get, m.conv2),
+  } | ({} if shortcut is None else {"shortcut": dense(get, shortcut)})
 
+
+def unet_params(get, m) -> dict:
   def attend(m) -> dict:
     return {"norm": norm(get, m.group_norm), "attention": attention(get, m)}
 
@@ -103,9 +106,9 @@ def unet_params(get, m) -> dict:
       "Dense_1": dense(get, embedding.linear_2),
     },
     "in": conv(get, m.conv_in),
-    "middle_0": resnet(m.mid_block.resnets[0]),
+    "middle_0": resnet(get, m.mid_block.resnets[0]),
     "middle_attention": attend(m.mid_block.attentions[0]),
-    "middle_1": resnet(m.mid_block.resnets[1]),
+    "middle_1": resnet(get, m.mid_block.resnets[1]),
     "out_norm": norm(get, m.conv_norm_out),
     "out": conv(get, m.conv_out),
   }
@@ -113,7 +116,7 @@ def unet_params(get, m) -> dict:
   for name, blocks in (("down", m.down_blocks), ("up", list(m.up_blocks)[::-1])):
     for level, block in enumerate(blocks):
       for i, r in enumerate(block.resnets):
-        params[f"{name}_{level}_{i}"] = resnet(r)
+        params[f"{name}_{level}_{i}"] = resnet(get, r)
       for i, a in enumerate(getattr(block, "attentions", [])):
         params[f"{name}_{level}_{i}_attention"] = attend(a)
     # Ours belong to the smaller level of the two.
@@ -121,7 +124,10 @@ def unet_params(get, m) -> dict:
       sampler = (
         blocks[level - 1].downsamplers if name == "down" else blocks[level].upsamplers
       )
-      params[f"{name}_{level}_conv"] = conv(get, sampler[0].conv)
+      if isinstance(sampler[0], ResnetBlock2D):
+        params[f"{name}_{level}_resample"] = resnet(get, sampler[0])
+      else:
+        params[f"{name}_{level}_conv"] = conv(get, sampler[0].conv)
   return params
 
 
@@ -131,6 +137,62 @@ def block_params(get, m) -> dict:
     "attention": attention(get, m.attn1),
     "mlp_in": dense(get, m.ff.net[0].proj),
     "mlp_out": dense(get, m.ff.net[2]),
+  }
+
+
+def joint_params(get, m) -> dict:
+  attn = m.attn
+  params = {
+    "image_modulation": dense(get, m.norm1.linear),
+    "image_qkv": dense(get, attn.to_q, attn.to_k, attn.to_v),
+    "image_q_norm": {"scale": get(attn.norm_q.weight)},
+    "image_k_norm": {"scale": get(attn.norm_k.weight)},
+    "image_out": dense(get, attn.to_out[0]),
+    "image_mlp_in": dense(get, m.ff.net[0].proj),
+    "image_mlp_out": dense(get, m.ff.net[2]),
+    "text_modulation": dense(get, m.norm1_context.linear),
+    "text_k_norm": {"scale": get(attn.norm_added_k.weight)},
+  }
+  if m.context_pre_only:
+    # They have queries of the text here as well, which nothing reads; and the scale
+    # comes before the shift.
+    params["text_kv"] = dense(get, attn.add_k_proj, attn.add_v_proj)
+    params["text_modulation"] = swapped(params["text_modulation"])
+    return params
+  return params | {
+    "text_qkv": dense(get, attn.add_q_proj, attn.add_k_proj, attn.add_v_proj),
+    "text_q_norm": {"scale": get(attn.norm_added_q.weight)},
+    "text_out": dense(get, attn.to_add_out),
+    "text_mlp_in": dense(get, m.ff_context.net[0].proj),
+    "text_mlp_out": dense(get, m.ff_context.net[2]),
+  }
+
+
+def swapped(params: dict) -> dict:
+  """The two halves of a layer's outputs the other way round."""
+  return {name: np.roll(p, p.shape[-1] // 2, axis=-1) for name, p in params.items()}
+
+
+def sd3_params(get, m) -> dict:
+  embedder = m.time_text_embed.timestep_embedder
+  *blocks, last = [joint_params(get, b) for b in m.transformer_blocks]
+  kernel = get(m.pos_embed.proj.weight)
+  return {
+    "noise": {
+      "Dense_0": dense(get, embedder.linear_1),
+      "Dense_1": dense(get, embedder.linear_2),
+    },
+    "patches": {
+      "kernel": kernel.transpose(2, 3, 1, 0).reshape(-1, kernel.shape[0]),
+      "bias": get(m.pos_embed.proj.bias),
+    },
+    "text": dense(get, m.context_embedder),
+    "joint": {
+      "block": jax.tree.map(lambda *leaves: np.stack(leaves), *blocks),
+      "last": last,
+    },
+    "modulation": swapped(dense(get, m.norm_out.linear)),
+    "out": dense(get, m.proj_out),
   }
 
 
@@ -153,9 +215,9 @@ def dit_params(get, m) -> dict:
   }
 
 
-def compare(net, params, grads_of, x, logsnr, theirs) -> None:
+def compare(net, params, grads_of, x, logsnr, theirs, cond=None) -> None:
   """Outputs, then the gradients of sum(output * g) for x and all parameters."""
-  g = normal(*x.shape)
+  g, cond = normal(*x.shape), cond or Cond()
   tx = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
   ty = theirs(tx, torch.tensor(25 * logsnr))
   ty.backward(torch.tensor(g.transpose(0, 3, 1, 2)))
@@ -163,12 +225,12 @@ def compare(net, params, grads_of, x, logsnr, theirs) -> None:
   @jax.jit
   def ours(params, x):
     def apply(params: dict, x: jax.Array) -> jax.Array:
-      return net.apply({"params": params}, x, jnp.asarray(logsnr), Cond())
+      return net.apply({"params": params}, x, jnp.asarray(logsnr), cond)
 
     y, back = jax.vjp(apply, params, x)
     return y, back(g)
 
-  shapes = jax.eval_shape(net.init, jax.random.key(0), x, logsnr, Cond())["params"]
+  shapes = jax.eval_shape(net.init, jax.random.key(0), x, logsnr, cond)["params"]
   assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
   y, (dparams, dx) = ours(params, x)
   close(y, ty.detach().numpy().transpose(0, 2, 3, 1))
@@ -198,6 +260,135 @@ def test_unet() -> None:
     normal(2, 16, 16, 3),
     np.array([-3.0, 5.0], np.float32),
     lambda x, t: peer(x, t).sample,
+  )
+
+
+def test_adm() -> None:
+  peer = randomised(
+    UNet2DModel(
+      sample_size=16,
+      block_out_channels=(32, 64),
+      layers_per_block=1,
+      down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+      up_block_types=("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+      downsample_type="resnet",
+      upsample_type="resnet",
+      attention_head_dim=16,
+      attn_norm_num_groups=32,
+      resnet_time_scale_shift="scale_shift",
+      norm_eps=1e-6,
+    )
+  )
+  net = UNet(3, (32, 64), blocks=1, attention=(8,), head_dim=16, resample="block")
+  compare(
+    net,
+    unet_params(value, peer),
+    lambda: unet_params(gradient, peer),
+    normal(2, 16, 16, 3),
+    np.array([-3.0, 5.0], np.float32),
+    lambda x, t: peer(x, t).sample,
+  )
+
+
+def test_ddpm() -> None:
+  peer = randomised(
+    UNet2DModel(
+      sample_size=16,
+      block_out_channels=(128, 128),  # so that both have 32 groups
+      layers_per_block=1,
+      down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+      up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+      attention_head_dim=128,
+      attn_norm_num_groups=32,
+      resnet_time_scale_shift="default",
+      norm_eps=1e-6,
+    )
+  )
+  net = UNet(3, (128, 128), 1, attention=(8,), head_dim=128, modulation="shift")
+  compare(
+    net,
+    unet_params(value, peer),
+    lambda: unet_params(gradient, peer),
+    normal(2, 16, 16, 3),
+    np.array([-3.0, 5.0], np.float32),
+    lambda x, t: peer(x, t).sample,
+  )
+
+
+@pytest.mark.parametrize("way", ["", "down", "up"])
+@pytest.mark.parametrize("modulation", ["scale_shift", "shift"])
+def test_ddpm_plus_plus_block(way, modulation) -> None:
+  peer = randomised(
+    ResnetBlock2D(
+      in_channels=128,
+      out_channels=128,
+      temb_channels=24,
+      time_embedding_norm={"shift": "default"}.get(modulation, modulation),
+      kernel="sde_vp",
+      output_scale_factor=2**0.5,
+      use_in_shortcut=True,
+      **({way: True} if way else {}),
+    )
+  )
+  block = ResBlock(
+    128, modulation=modulation, skip_scale=True, resample=way, project=True
+  )
+  x, vec = normal(2, 4, 6, 128), normal(2, 24)
+  theirs = peer(torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(vec))
+  y = run(block, resnet(value, peer), x, vec, None)
+  close(y, theirs.permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_joint_block(last) -> None:
+  peer = randomised(
+    JointTransformerBlock(32, 4, 8, context_pre_only=last, qk_norm="rms_norm")
+  )
+  x, y, vec = normal(2, 6, 32), normal(2, 5, 32), normal(2, 32)
+  block = JointBlock(heads=4, last=last)
+  image, text = run(block, joint_params(value, peer), x, y, None, vec)
+  their_text, their_image = peer(*map(torch.tensor, (x, y, vec)))
+  close(image, their_image)
+  close(text, y if last else their_text)
+
+
+def test_joint_dit() -> None:
+  peer = randomised(
+    SD3Transformer2DModel(
+      sample_size=8,
+      patch_size=2,
+      in_channels=3,
+      out_channels=3,
+      num_layers=3,
+      attention_head_dim=8,
+      num_attention_heads=4,
+      joint_attention_dim=10,
+      caption_projection_dim=32,
+      pooled_projection_dim=6,
+      pos_embed_max_size=4,
+      qk_norm="rms_norm",
+    )
+  )
+  # No pooled text here: there it goes through an MLP.
+  for p in peer.time_text_embed.text_embedder.linear_2.parameters():
+    p.data.zero_()
+  peer.pos_embed.pos_embed = torch.tensor(positions_2d(4, 4, 32))[None]
+  text = normal(2, 5, 10)
+  compare(
+    DiT(dim=32, depth=3, heads=4, patch=2, out_channels=3, text_attention="joint"),
+    sd3_params(value, peer),
+    lambda: sd3_params(gradient, peer),
+    normal(2, 8, 8, 3),
+    np.array([-3.0, 5.0], np.float32),
+    lambda x, t: (
+      peer(
+        x,
+        encoder_hidden_states=torch.tensor(text),
+        pooled_projections=torch.zeros(2, 6),
+        timestep=t,
+      ).sample
+    ),
+    Cond(seq=jnp.asarray(text)),
   )
 
 
