@@ -216,12 +216,15 @@ def value_and_grad(module):
     (NETS["dit"], {"remat": True, "scan": False}),
     (
       functools.partial(
-        NETS["efficient_unet"], widths=(8,), blocks=1, attention_levels=(0,)
+        NETS["efficient_unet"],
+        widths=(8,),
+        blocks=1,
+        attention_levels=(0,),
+        text_levels=(0,),
       ),
       {"remat": True},
     ),
-    (NETS["joint"], {"remat": True}),
-    (NETS["joint"], {"scan": False}),
+    (NETS["joint"], {"remat": True, "scan": False}),
   ],
 )
 def test_memory_and_compile_options_change_no_number(make, options):
