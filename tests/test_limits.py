@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from configs import base
+from configs.diffusion import ddpm
 from core import limits
 from core.errors import UserError
 from tests.runs import CONFIGS, load_config, variants
@@ -26,7 +26,7 @@ def test_numbers_out_of_range(field: str) -> None:
     bad.append(allowed.low)
   if allowed.open_high:
     bad.append(allowed.high)
-  config = base.get_config()
+  config = ddpm.get_config()
   for number in bad:
     with config.unlocked(), config.ignore_type():
       config.update_from_flattened_dict({field: number})
@@ -61,7 +61,7 @@ def test_a_range_reads_as_it_is() -> None:
   ],
 )
 def test_what_does_not_fit(field: str, value: object, words: str) -> None:
-  config = base.get_config()
+  config = ddpm.get_config()
   config.update_from_flattened_dict({field: value})
   with pytest.raises(UserError, match=words):
     limits.check(config)
