@@ -88,13 +88,23 @@ def test_samples_and_evals(file: str) -> None:
   batch = random_batch(config)
   state = run.init(family.init, SEED, batch)
   n, shape = config.data.batch_size, batch["x"].shape[1:]
-  samples = run.run(lambda *a: family.sample(*a, n))(state, SEED, batch["cond"])
+  cond = batch["cond"]
+  if config.data.low_size:
+    cond = cond.replace(image=batch["x"])
+  samples = run.run(lambda *a: family.sample(*a, n))(state, SEED, cond)
   assert samples.images.shape == (n, *shape)
   assert samples.frames.shape[1:] == (n, *shape)
+  assert (np.asarray(samples.nfe) > 0).all()
   assert np.isfinite(samples.images).all()
   assert np.abs(samples.images).max() <= 1
-  for evaluate in family.evals.values():
-    values = run.run(evaluate)(state, batch, SEED)
+  # What is not taken unless named is checked where a config names it.
+  wanted = {name for name in family.evals if name not in family.on_request}
+  wanted |= set(config.eval.metrics) & set(family.evals)
+  fns = {name: family.evals[name] for name in wanted}
+  found = run.run(lambda *args: {name: fn(*args) for name, fn in fns.items()})(
+    state, batch, SEED
+  )
+  for values in found.values():
     assert values.shape == (n,)
     assert np.isfinite(values).all()
 
