@@ -31,6 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
       pass
     case "tiny":
       ddpm.openmoji(c)
+      c.text.encoder = "bytes"
       base.tiny(c)
     case _:
       raise base.unknown_variant(variant, ("tiny",))

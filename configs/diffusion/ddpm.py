@@ -52,6 +52,7 @@ def get_config(variant: str = "") -> ConfigDict:
       c.train.steps = 10_000
     case "tiny":
       openmoji(c)
+      c.text.encoder = "bytes"
       base.tiny(c)
     case _:
       raise base.unknown_variant(variant, ("openmoji32", "fashion_mnist", "tiny"))
@@ -59,10 +60,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def openmoji(c: ConfigDict) -> None:
-  """Text to OpenMoji in place of CIFAR-10; every `:tiny` starts from it."""
-  c.data.name, c.data.flip = "openmoji", False
-  c.data.size = 32
-  c.text.encoder = "bytes"
+  """32x32 OpenMoji in place of other pictures; every `:tiny` starts from it."""
+  c.data.name, c.data.size, c.data.flip = "openmoji", 32, False
 
 
 def openmoji32(c: ConfigDict) -> None:
@@ -70,7 +69,7 @@ def openmoji32(c: ConfigDict) -> None:
   openmoji(c)
   c.data.languages = ("en", "zh", "ja")
   c.data.batch_size = 64
-  c.text.max_tokens = 48
+  c.text.encoder, c.text.max_tokens = "bytes", 48
   c.noise.schedule, c.noise.timesteps = "cosine", 0
   c.diffusion.prediction = c.diffusion.loss = "v"
   c.model.net, c.model.dropout = "dit", 0.0

@@ -47,6 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
       c.sample.steps = 125
     case "tiny":
       ddpm.openmoji(c)
+      c.text.encoder = "bytes"
       c.data.channels = 3
       base.tiny(c)
       c.noise.timesteps = 100
