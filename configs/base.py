@@ -160,6 +160,7 @@ def get_config() -> ConfigDict:
   c.eval.resize = "clean"  # or legacy_pytorch, legacy_tensorflow
   c.eval.batch_size = 64
   c.eval.bound_times = 1  # noise levels an example in bpd; 0 for all
+  c.eval.bound_logsnr = 10.0  # where bpd in continuous time reads off the pixels
   c.eval.ode_probes = 1  # of the divergence in bpd_ode; 0 for the exact trace
 
   c.parallel = ConfigDict()

@@ -416,7 +416,9 @@ def discrete(schedule: Schedule, timesteps: int) -> Schedule:
   """Training at t = 1/T, 2/T, ..., 1 only: t -> ceil(T t) / T (Ho et al. 2020)."""
 
   def density(u: Float[Array, "..."]) -> Float[Array, "..."]:
-    return jnp.clip(jnp.ceil(schedule.density(u) * timesteps), 1) / timesteps
+    step = jnp.clip(jnp.ceil(schedule.density(u) * timesteps), 1)
+    # Compiled, T / T may be a product with 1 / T that is just above 1.
+    return jnp.minimum(step / timesteps, 1)
 
   return schedule._replace(density=density, timesteps=timesteps)
 

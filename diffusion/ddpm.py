@@ -102,7 +102,8 @@ def make(config: ConfigDict, spec: Spec, guide: ConfigDict | None = None) -> Fam
       nats = vlb_weight * weight("eps") * error * dims
       if config.noise.schedule == "learned":  # whose ends these two hold in place
         nats += likelihood.prior(x, schedule)
-        nats += likelihood.reconstruction(x, eps, schedule)
+        end = schedule.logsnr(jnp.zeros(()))
+        nats += likelihood.reconstruction(x, eps, end)
       return likelihood.bits(nats, dims), {}
     if settings.loss == "vlb":
       return vlb(output), {}
@@ -143,6 +144,11 @@ def check(config: ConfigDict) -> None:
   if settings.learn_variance and not config.noise.timesteps:
     raise UserError(
       "diffusion.learn_variance is of discrete steps: set noise.timesteps, say to 1000."
+    )
+  if settings.loss == "vlb" and config.noise.density == "logit_normal":
+    raise UserError(
+      "diffusion.loss='vlb' weighs every noise level, and noise.density='logit_normal'"
+      " hardly draws the outermost; set it to 'uniform'."
     )
   if config.noise.schedule == "learned" and settings.loss != "vlb":
     raise UserError(

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from core import noise
 from core.family import Batch, example_keys
+from core.noise import Schedule
 from diffusion import likelihood
 from diffusion.denoiser import Model, degraded
 
@@ -28,7 +29,9 @@ def bounds(config: ConfigDict, model: Model) -> dict[str, Eval]:
   """bpd, the variational bound, and its three terms; bpd_ode, from the exact flow.
 
   With `noise.timesteps` the bound is of discrete steps (Ho et al. 2020, eq. 5) with the
-  variance `sample.variance`, else continuous (VDM, eq. 11). `eval.bound_times` noise
+  variance `sample.variance`, else continuous (VDM, eq. 11), from `eval.bound_logsnr`
+  on, where the pixels are read off: networks that never saw less noise than that cannot
+  tell the last bits of a pixel, and each level below costs. `eval.bound_times` noise
   levels an example estimate bpd_diffusion without bias, spread evenly; 0 takes all of
   the discrete steps. bpd_ode is of pictures with uniform noise in their pixels' bins,
   so a bound too (Theis et al. 2016), with `eval.ode_probes` probes of the divergence.
@@ -63,7 +66,7 @@ def bounds(config: ConfigDict, model: Model) -> dict[str, Eval]:
     count = settings.bound_times or steps - 1
 
     def at(i: Array, index: Float[Array, " b"]) -> Float[Array, " b"]:
-      t = index / steps
+      t = jnp.minimum(index / steps, 1)  # compiled, T / T may be just above
       eps = normal(jax.vmap(jax.random.fold_in, (0, None))(keys[:, 1], i))
       logsnr = schedule.logsnr(t)
       x_t = noise.diffuse(x, eps, logsnr, schedule.scaling)
@@ -81,19 +84,25 @@ def bounds(config: ConfigDict, model: Model) -> dict[str, Eval]:
 
     return (steps - 1) * jax.lax.map(stratum, jnp.arange(count)).mean(0)
 
+  def ends(schedule: Schedule) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    high, low = schedule.logsnr(jnp.array([0.0, 1.0]))
+    return jnp.minimum(high, settings.bound_logsnr), low
+
   def continuous(params: PyTree, batch: Batch, rng: Array) -> Array:
     schedule, denoise, keys = prepare(params, batch, rng)
     x, count = batch["x"], settings.bound_times or 1000
     shift = jax.vmap(jax.random.uniform)(keys[:, 0])
+    high, low = ends(schedule)
 
     def stratum(i: Array) -> Float[Array, " b"]:
-      u = jnp.clip((i + shift) / count, 1e-5, 1 - 1e-5)
-      logsnr, weight = likelihood.continuous_weight(u, schedule)
+      # Evenly in logsnr: only its ends matter (VDM, eq. 18), and no level is too rare.
+      logsnr = low + (high - low) * (i + shift) / count
       eps = normal(jax.vmap(jax.random.fold_in, (0, None))(keys[:, 1], i))
       x_t = noise.diffuse(x, eps, logsnr, schedule.scaling)
       x_hat, _ = denoise(x_t, logsnr)
       # |eps - eps_hat|^2 = SNR |x - x_hat|^2
-      return weight * jnp.exp(logsnr) * likelihood.total((x - x_hat) ** 2)
+      error = jnp.exp(logsnr) * likelihood.total((x - x_hat) ** 2)
+      return (high - low) / 2 * error
 
     return jax.lax.map(stratum, jnp.arange(count)).mean(0)
 
@@ -109,7 +118,8 @@ def bounds(config: ConfigDict, model: Model) -> dict[str, Eval]:
     if config.noise.timesteps:
       return discrete(params, batch, rng, first=True)
     schedule, _, keys = prepare(params, batch, rng)
-    return likelihood.reconstruction(batch["x"], normal(keys[:, 2]), schedule)
+    high, _ = ends(schedule)
+    return likelihood.reconstruction(batch["x"], normal(keys[:, 2]), high)
 
   def ode(params: PyTree, batch: Batch, rng: Array) -> Array:
     schedule, denoise, keys = prepare(params, batch, rng)

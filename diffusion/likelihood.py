@@ -132,13 +132,13 @@ def continuous_weight(
 
 
 def reconstruction(
-  x: Float[Array, "b ..."], eps: Float[Array, "b ..."], schedule: Schedule
+  x: Float[Array, "b ..."], eps: Float[Array, "b ..."], logsnr: Float[Array, ""]
 ) -> Float[Array, " b"]:
   """-log p(x | x_0), a draw of it: the softmax of q(x_0 | value) over 256 values.
 
-  VDM, section 3.3 and appendix: -SNR_0 / 2 (x + eps / SNR_0^(1/2) - value)^2.
+  VDM, section 3.3 and appendix: -SNR_0 / 2 (x + eps / SNR_0^(1/2) - value)^2, with
+  the logsnr at which the picture is read off.
   """
-  logsnr = schedule.logsnr(jnp.zeros(()))
   seen = x + eps * jnp.exp(-logsnr / 2)
 
   def logit(value: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -36,8 +36,6 @@ CHOICES = {
 # Fields that mean something to some samplers only: their neutral value, and whose.
 MEANT_FOR = {
   "eta": (0.0, ("ddim",)),
-  "variance": ("small", ("ddpm", "pc")),
-  "lens": ("own", (*solvers.TABLEAUS, "rk45")),
   "churn": (0.0, tuple(solvers.TABLEAUS)),
 }
 MAX_ATTEMPTS = 1000  # of rk45; thousands of calls, more than any sampler is worth

@@ -35,7 +35,7 @@ def get_config(variant: str = "") -> ConfigDict:
     "bpd_diffusion",
     "bpd_reconstruction",
   )
-  c.eval.num_images = 0
+  c.eval.num_images, c.eval.bound_logsnr = 0, 20.0
   match variant:
     case "":
       pass
