@@ -39,6 +39,7 @@ import jax.numpy as jnp
 from core import noise, parallel
 from core.family import sample_keys
 from diffusion import sampler
+from diffusion.settings import Estimate, Settings
 from nets.unet import UNet
 from text.cond import Cond
 
@@ -48,16 +49,16 @@ SIZE, WIDTHS = 32, (64, 128, 128)
 def ours(batch: int, steps: int) -> Callable[[], None]:
   """Draws a batch: noise to pictures in one compiled program."""
   net = UNet(out_channels=3, widths=WIDTHS, blocks=2, attention=(16,), head_dim=64)
-  schedule, settings = noise.linear(), sampler.Settings(steps=steps, frames=1)
+  schedule, settings = noise.linear(), Settings(steps=steps, frames=1)
   shape = (SIZE, SIZE, 3)
   args = (jnp.zeros((batch, *shape)), jnp.zeros(batch), Cond())
   params = jax.jit(net.init)(jax.random.key(0), *args)
 
   def sample(params: dict, rng: jax.Array) -> jax.Array:
-    def denoise(x_t: jax.Array, logsnr: jax.Array) -> sampler.Estimate:
+    def denoise(x_t: jax.Array, logsnr: jax.Array) -> Estimate:
       eps = net.apply(params, x_t, logsnr, Cond())
       x_hat, _ = noise.to_x_eps(eps, x_t, logsnr, "vp", "eps")
-      return sampler.Estimate(jnp.clip(x_hat, -1, 1), None)
+      return Estimate(jnp.clip(x_hat, -1, 1), None)
 
     keys = sample_keys(rng, batch)
     return sampler.sample(denoise, keys, shape, schedule, settings).images

@@ -12,13 +12,9 @@ from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
 from core import noise
-from core.errors import UserError, unknown
 from core.family import Batch, Family, Metrics, Spec, example_keys, from_loss
 from diffusion import drawing, evals, likelihood
-from diffusion.denoiser import Model, Output, degraded
-
-LOSSES = (*noise.PREDICTIONS, "vlb")
-COUPLINGS = ("independent", "optimal")
+from diffusion.denoiser import Model, Output, check, degraded
 
 
 def make(config: ConfigDict, spec: Spec, guide: ConfigDict | None = None) -> Family:
@@ -133,34 +129,6 @@ def make(config: ConfigDict, spec: Spec, guide: ConfigDict | None = None) -> Fam
       state.ema["generator"], rng, cond, n, state.extra["guide"]
     )
   )
-
-
-def check(config: ConfigDict) -> None:
-  """Raises UserError for settings of the loss that are unknown or mean nothing."""
-  settings = config.diffusion
-  for field, known in (("loss", LOSSES), ("coupling", COUPLINGS)):
-    if settings[field] not in known:
-      raise unknown(f"diffusion.{field}", settings[field], known)
-  if settings.learn_variance and not config.noise.timesteps:
-    raise UserError(
-      "diffusion.learn_variance is of discrete steps: set noise.timesteps, say to 1000."
-    )
-  if settings.loss == "vlb" and config.noise.density == "logit_normal":
-    raise UserError(
-      "diffusion.loss='vlb' weighs every noise level, and noise.density='logit_normal'"
-      " hardly draws the outermost; set it to 'uniform'."
-    )
-  if config.noise.schedule == "learned" and settings.loss != "vlb":
-    raise UserError(
-      f"noise.schedule='learned' is learned by the bound: set diffusion.loss to 'vlb',"
-      f" not {settings.loss!r}."
-    )
-  if config.noise.schedule == "learned" and config.noise.timesteps:
-    raise UserError("noise.schedule='learned' needs noise.timesteps=0.")
-  if config.sample.variance == "learned" and not settings.learn_variance:
-    raise UserError(
-      "sample.variance='learned' needs a model trained with diffusion.learn_variance."
-    )
 
 
 def coupled(

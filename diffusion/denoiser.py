@@ -19,6 +19,9 @@ from nets.monotone import MonotoneLogsnr
 from text import encoders
 from text.cond import Cond
 
+LOSSES = (*noise.PREDICTIONS, "vlb")
+COUPLINGS = ("independent", "optimal")
+
 
 class Denoiser(nn.Module):
   """A text encoder and the network that reads its output, trained as one.
@@ -219,6 +222,34 @@ class Model:
   ) -> Float[Array, "b h w c"]:
     """What the value should be."""
     return noise.target(x, eps, logsnr, self.scaling, self.prediction, self.sigma_data)
+
+
+def check(config: ConfigDict) -> None:
+  """Raises UserError for settings of the loss that are unknown or mean nothing."""
+  settings = config.diffusion
+  for field, known in (("loss", LOSSES), ("coupling", COUPLINGS)):
+    if settings[field] not in known:
+      raise unknown(f"diffusion.{field}", settings[field], known)
+  if settings.learn_variance and not config.noise.timesteps:
+    raise UserError(
+      "diffusion.learn_variance is of discrete steps: set noise.timesteps, say to 1000."
+    )
+  if settings.loss == "vlb" and config.noise.density == "logit_normal":
+    raise UserError(
+      "diffusion.loss='vlb' weighs every noise level, and noise.density='logit_normal'"
+      " hardly draws the outermost; set it to 'uniform'."
+    )
+  if config.noise.schedule == "learned" and settings.loss != "vlb":
+    raise UserError(
+      f"noise.schedule='learned' is learned by the bound: set diffusion.loss to 'vlb',"
+      f" not {settings.loss!r}."
+    )
+  if config.noise.schedule == "learned" and config.noise.timesteps:
+    raise UserError("noise.schedule='learned' needs noise.timesteps=0.")
+  if config.sample.variance == "learned" and not settings.learn_variance:
+    raise UserError(
+      "sample.variance='learned' needs a model trained with diffusion.learn_variance."
+    )
 
 
 def degraded(

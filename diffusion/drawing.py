@@ -12,7 +12,8 @@ from core.family import Given, Samples, sample_keys
 from diffusion import sampler as samplers
 from diffusion.denoiser import Model, degraded
 from diffusion.guidance import guidance, threshold
-from diffusion.sampler import Denoise, Estimate, Settings
+from diffusion.settings import Denoise, Estimate, Settings, time_grid
+from diffusion.settings import make as make_settings
 from text import encoders
 from text.cond import Cond
 
@@ -117,7 +118,7 @@ def sampler(
   config: ConfigDict, model: Model, guide: Model | None = None
 ) -> Callable[..., Samples]:
   """(params, rng, cond, n, guide's params) -> n pictures from noise."""
-  settings = samplers.settings(config.sample)
+  settings = make_settings(config.sample)
   make = denoiser(config, model, guide)
 
   def sample(
@@ -137,13 +138,13 @@ def sampler(
 
 def edits(config: ConfigDict, model: Model) -> Mapping[str, Edit]:
   """What can be done to given pictures, by name; see the functions below."""
-  settings, strength = samplers.settings(config.sample), config.sample.strength
+  settings, strength = make_settings(config.sample), config.sample.strength
   make = denoiser(config, model)
 
   def start(params: PyTree, rng: Array, cond: Cond, given: Given) -> tuple:
     keys = sample_keys(rng, len(given.images))
     schedule = model.schedule(params)
-    grid = samplers.time_grid(schedule, settings)
+    grid = time_grid(schedule, settings)
     return keys, schedule, grid, make(params, cond, keys)
 
   def image_to_image(params: PyTree, rng: Array, cond: Cond, given: Given) -> Samples:

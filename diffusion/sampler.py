@@ -1,15 +1,4 @@
-"""THE sampler: a grid of noise levels, a step from `diffusion/solvers.py`, one loop.
-
-After Karras et al. 2022 (EDM), table 1: solver, discretisation, scaling and churn are
-settings of their own, and published samplers are points in their product, e.g.
-
-  DDPM             sampler ddpm
-  DDIM             sampler ddim, grid time or quadratic
-  EDM              sampler heun, grid karras, lens ve; with churn > 0 their algorithm 2
-  rectified flow   sampler euler, lens rf
-  DPM-Solver++ 2M  sampler dpmpp_2m, grid logsnr; its SDE variant dpmpp_2m_sde
-  score SDE        sampler pc, or rk45 for the probability-flow ODE
-"""
+"""THE sampler: a grid of noise levels, a step from `diffusion/solvers.py`, one loop."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,122 +6,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
-from ml_collections import ConfigDict
 
 from core import noise as noises
-from core.errors import UserError, unknown
+from core.errors import UserError
 from core.family import Samples
 from core.noise import Scaling, Schedule
 from diffusion import adaptive, solvers
+from diffusion.settings import ETA, Denoise, Estimate, Settings, time_grid
 
-ETA = {"ddim": None, "ddpm": 1.0, "dpmpp_2m": 0.0, "dpmpp_2m_sde": 1.0}
-SAMPLERS = (*ETA, *solvers.TABLEAUS, "rk45", "pc")
-CHOICES = {
-  "sampler": SAMPLERS,
-  "grid": ("time", "quadratic", "logsnr", "karras"),
-  "lens": ("own", "ve", "rf", "vp"),
-  "variance": ("small", "large", "learned"),
-}
-# Fields that mean something to some samplers only: their neutral value, and whose.
-MEANT_FOR = {
-  "eta": (0.0, ("ddim",)),
-  "churn": (0.0, tuple(solvers.TABLEAUS)),
-}
 MAX_ATTEMPTS = 1000  # of rk45; thousands of calls, more than any sampler is worth
-
-
-class Estimate(NamedTuple):
-  """What a denoiser says of x_t.
-
-  Attributes:
-    x: the estimate of the clean image.
-    fraction: of a learned variance, in [0, 1] (`solvers.ddpm`); None if not learned.
-  """
-
-  x: Float[Array, "n ..."]
-  fraction: Float[Array, "n ..."] | None
-
-
-# (x_t in the model's own scaling, logsnr) -> Estimate.
-Denoise = Callable[[Float[Array, "n ..."], Float[Array, " n"]], Estimate]
-
-
-class Settings(NamedTuple):
-  """The fields of `config.sample` that decide the numbers; see configs/base.py."""
-
-  sampler: str = "ddim"
-  steps: int = 50
-  grid: str = "time"
-  sigma_min: float = 0.002
-  sigma_max: float = 80.0
-  rho: float = 7.0
-  lens: str = "own"
-  eta: float = 0.0
-  variance: str = "small"
-  churn: float = 0.0
-  churn_min: float = 0.0
-  churn_max: float = 1e9
-  churn_noise: float = 1.0
-  corrector_steps: int = 1
-  corrector_snr: float = 0.16
-  rtol: float = 1e-5
-  atol: float = 1e-5
-  frames: int = 8
-
-
-def settings(sample: ConfigDict) -> Settings:
-  """The Settings of `config.sample`.
-
-  Raises:
-    UserError: an unknown name, or a field that the sampler has no use for.
-  """
-  found = Settings(**{field: sample[field] for field in Settings._fields})
-  for field, known in CHOICES.items():
-    if getattr(found, field) not in known:
-      raise unknown(f"sample.{field}", getattr(found, field), known)
-  for field, (neutral, users) in MEANT_FOR.items():
-    value = getattr(found, field)
-    if value != neutral and found.sampler not in users:
-      raise UserError(
-        f"sample.{field}={value!r} means nothing to sample.sampler={found.sampler!r};"
-        f" set it to {neutral!r}, or take one of {', '.join(users)}."
-      )
-  if found.sigma_min >= found.sigma_max:
-    raise UserError(
-      f"sample.sigma_min={found.sigma_min} must be below"
-      f" sample.sigma_max={found.sigma_max}."
-    )
-  return found
-
-
-def time_grid(
-  schedule: Schedule, settings: Settings
-) -> Float[Array, " {settings.steps}+1"]:
-  """logsnr at `steps` levels, from noise on, increasing, and +inf for the clean end.
-
-  time: at t = 1, 1 - 1/steps, ..., 1/steps, since t = 0 is the clean end; under ve it
-    is not, sigma(0) is sigma_min > 0, so there down to 0 before it (Karras et al. 2022,
-    eq. 5 and table 1).
-  quadratic: at the squares of these t (Song et al. 2021, DDIM, appendix D.2).
-  logsnr: uniform in logsnr (Lu et al. 2022, DPM-Solver, section 3.3).
-  karras: uniform in (sigma / alpha)^(1/rho) (Karras et al. 2022, eq. 5).
-
-  The last two run from sigma / alpha = sigma_max to sigma_min, or to the schedule's own
-  ends where these are nearer.
-  """
-  steps = settings.steps
-  if settings.grid in ("time", "quadratic"):
-    times = jnp.linspace(1.0, 0.0 if schedule.scaling == "ve" else 1 / steps, steps)
-    times = times**2 if settings.grid == "quadratic" else times
-    return jnp.append(schedule.logsnr(times), jnp.inf)
-  ends = schedule.logsnr(jnp.array([1.0, 0.0]))
-  low = jnp.maximum(ends[0], -2 * jnp.log(settings.sigma_max))
-  high = jnp.minimum(ends[1], -2 * jnp.log(settings.sigma_min))
-  if settings.grid == "logsnr":
-    return jnp.append(jnp.linspace(low, high, steps), jnp.inf)
-  rho = settings.rho
-  roots = jnp.linspace(jnp.exp(-low / (2 * rho)), jnp.exp(-high / (2 * rho)), steps)
-  return jnp.append(-2 * rho * jnp.log(roots), jnp.inf)
 
 
 def sample(

@@ -13,7 +13,8 @@ from core.errors import UserError
 from core.family import sample_keys
 from core.noise import Schedule
 from diffusion import sampler
-from diffusion.sampler import Estimate, Settings
+from diffusion.settings import CHOICES, SAMPLERS, Estimate, Settings, time_grid
+from diffusion.settings import make as make_settings
 
 M, S = 0.3, 0.5
 SHAPE = (2, 2, 1)
@@ -58,7 +59,7 @@ KEYS = sample_keys(jax.random.key(0), 8)
 
 def levels(schedule, steps):
   """(alpha, sigma) at each point of the sampler's grid, float64, clean end included."""
-  logsnr = sampler.time_grid(schedule, Settings(steps=steps))
+  logsnr = time_grid(schedule, Settings(steps=steps))
   snr = np.exp(np.asarray(logsnr, np.float64)[:-1])
   alpha, sigma = {
     "vp": (np.sqrt(snr / (1 + snr)), np.sqrt(1 / (1 + snr))),
@@ -360,7 +361,7 @@ def test_the_grid_of_ve_is_karras_eq_5():
   # And so is the grid of that name, on any schedule that reaches as far.
   for name, sigma_max in [("edm", 80.0), ("cosine", 80.0), ("rectified_flow", 80.0)]:
     settings = Settings(steps=steps, grid="karras", sigma_max=sigma_max)
-    grid = sampler.time_grid(SCHEDULES[name], settings)
+    grid = time_grid(SCHEDULES[name], settings)
     np.testing.assert_allclose(np.exp(-np.asarray(grid) / 2)[:-1], want[:], rtol=1e-4)
 
 
@@ -376,13 +377,11 @@ def test_the_grid_falls_to_the_clean_end(name):
   own = np.asarray(schedule.logsnr(jnp.array([1.0, 0.0])))
   bounds = -2 * np.log(np.array([80.0, 0.002]))
   inside = np.array([max(own[0], bounds[0]), min(own[1], bounds[1])])
-  kinds = [Settings(grid=kind) for kind in sampler.CHOICES["grid"]]
+  kinds = [Settings(grid=kind) for kind in CHOICES["grid"]]
   sizes = (1, 2, 50)
   grids = jax.jit(
     lambda: [
-      sampler.time_grid(schedule, kind._replace(steps=n))
-      for kind in kinds
-      for n in sizes
+      time_grid(schedule, kind._replace(steps=n)) for kind in kinds for n in sizes
     ]
   )()
   for i, grid in enumerate(grids):
@@ -400,8 +399,8 @@ def test_the_grid_falls_to_the_clean_end(name):
 def test_the_spacing_of_each_grid():
   schedule, steps = SCHEDULES["rectified_flow"], 9
   grids = {
-    kind: np.asarray(sampler.time_grid(schedule, Settings(steps=steps, grid=kind)))[:-1]
-    for kind in sampler.CHOICES["grid"]
+    kind: np.asarray(time_grid(schedule, Settings(steps=steps, grid=kind)))[:-1]
+    for kind in CHOICES["grid"]
   }
   t = {kind: 1 / (1 + np.exp(grid.astype(float) / 2)) for kind, grid in grids.items()}
   i = np.arange(steps, 0, -1)
@@ -439,7 +438,7 @@ def test_evaluations_are_counted_and_no_others_made(settings, calls):
     assert len(made) % 6 == 3
 
 
-@pytest.mark.parametrize("name", sampler.SAMPLERS)
+@pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("steps", [1, 3])
 def test_the_last_step_is_the_estimate(name, steps):
   def constant(x_t, logsnr):
@@ -451,7 +450,7 @@ def test_the_last_step_is_the_estimate(name, steps):
   np.testing.assert_array_equal(samples.frames[-1], samples.images)
 
 
-@pytest.mark.parametrize("name", sampler.SAMPLERS)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_sampling_may_start_where_there_is_no_signal(name):
   # Lin et al. 2023: zero terminal SNR.
   cosine = SCHEDULES["cosine"].logsnr
@@ -530,8 +529,8 @@ def config(**fields):
 
 
 def test_settings_are_the_configs_fields():
-  assert sampler.settings(config()) == Settings()
-  found = sampler.settings(config(sampler="heun", lens="ve", churn=40.0))
+  assert make_settings(config()) == Settings()
+  found = make_settings(config(sampler="heun", lens="ve", churn=40.0))
   assert found == Settings(sampler="heun", lens="ve", churn=40.0)
 
 
@@ -545,11 +544,9 @@ def test_settings_are_the_configs_fields():
     ({"sampler": "rk45", "churn": 1.0}, "sample.churn=1.0 means nothing to .*'rk45'"),
     ({"sampler": "dpmpp_2m", "churn": 1.0}, "take one of euler, heun, rk4"),
     ({"sampler": "ddpm", "eta": 0.5}, "sample.eta=0.5 means nothing"),
-    ({"sampler": "ddim", "variance": "large"}, "take one of ddpm, pc"),
-    ({"sampler": "ddim", "lens": "ve"}, "take one of euler, heun, rk4, rk45"),
     ({"sigma_min": 2.0, "sigma_max": 1.0}, "sample.sigma_min=2.0 must be below"),
   ],
 )
 def test_refusals(fields, sentence):
   with pytest.raises(UserError, match=sentence):
-    sampler.settings(config(**fields))
+    make_settings(config(**fields))

@@ -18,7 +18,7 @@ import torch
 from core import noise
 from core.family import sample_keys
 from diffusion import sampler, solvers
-from diffusion.sampler import Estimate, Settings
+from diffusion.settings import Estimate, Settings, time_grid
 
 # numpy 2 asks of tensors what PyTorch's do not say yet.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
@@ -122,14 +122,14 @@ def test_the_grid_of_time_is_trailing() -> None:
   for steps in (10, 50, 1000):
     scheduler.set_timesteps(steps)
     theirs = -2 * np.log(ratio(scheduler.alphas_cumprod[scheduler.timesteps]))
-    grid = sampler.time_grid(SCHEDULE, Settings(steps=steps))[:-1]
+    grid = time_grid(SCHEDULE, Settings(steps=steps))[:-1]
     np.testing.assert_allclose(grid, theirs, atol=2e-3)
 
 
 def test_the_grid_of_karras_is_theirs() -> None:
   scheduler = diffusers.EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0)
   scheduler.set_timesteps(18)
-  grid = sampler.time_grid(noise.edm(), Settings(steps=18, grid="karras"))
+  grid = time_grid(noise.edm(), Settings(steps=18, grid="karras"))
   np.testing.assert_allclose(np.exp(-grid / 2), scheduler.sigmas, rtol=1e-4)
 
 
