@@ -57,7 +57,7 @@ def test_a_range_reads_as_it_is() -> None:
       (0.1, 0.3),
       r"must be lengths in \(0, 0\.289\), not \(0\.1, 0\.3",
     ),
-    ("train.snapshot_every", 5, r"needs optim\.ema='power', not 'warmup'"),
+    ("train.snapshot_every", 5, r"needs optim\.ema='power', not 'constant'"),
   ],
 )
 def test_what_does_not_fit(field: str, value: object, words: str) -> None:
