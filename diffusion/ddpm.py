@@ -49,7 +49,7 @@ def make(config: ConfigDict, spec: Spec, guide: ConfigDict | None = None) -> Fam
     params: PyTree, batch: Batch, rng: Array, training: bool
   ) -> tuple[Float[Array, " b"], Metrics]:
     x, cond, ids = batch["x"], batch["cond"], batch["_id"]
-    keys = jax.vmap(lambda key: jax.random.split(key, 4))(example_keys(rng, ids))
+    keys = jax.vmap(lambda key: jax.random.split(key, 5))(example_keys(rng, ids))
     schedule = model.schedule(params)
     if training and config.noise.low_discrepancy:
       u = noise.spread(rng, ids, config.data.batch_size)
@@ -64,7 +64,7 @@ def make(config: ConfigDict, spec: Spec, guide: ConfigDict | None = None) -> Fam
       cond = cond.drop(keys[:, 2], config.text.drop)
     if model.low_size:
       level = jax.vmap(jax.random.uniform)(keys[:, 3])
-      cond = degraded(cond.replace(image=x), keys[:, 3], level, model.low_size)
+      cond = degraded(cond.replace(image=x), keys[:, 4], level, model.low_size)
     t = schedule.density(u)
     logsnr, vlb_weight = schedule.logsnr(t), None
     if settings.loss == "vlb" and not schedule.timesteps:

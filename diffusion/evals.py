@@ -39,15 +39,15 @@ def bounds(config: ConfigDict, model: Model) -> dict[str, Eval]:
   settings, dims = config.eval, likelihood.dims(model.spec.shape)
 
   def prepare(params: PyTree, batch: Batch, rng: Array) -> tuple:
-    """(schedule, denoiser, keys [3, b]): what all terms start from."""
-    keys = jax.vmap(lambda key: jax.random.split(key, 3))(
+    """(schedule, denoiser, keys [b, 4]): what all terms start from."""
+    keys = jax.vmap(lambda key: jax.random.split(key, 4))(
       example_keys(rng, batch["_id"])
     )
     cond = batch["cond"]
     if model.low_size:
       cond = cond.replace(image=jnp.asarray(batch["x"]))
       level = jnp.zeros(len(batch["x"]))
-      cond = degraded(cond, keys[:, 2], level, model.low_size)
+      cond = degraded(cond, keys[:, 3], level, model.low_size)
     encoded = model.encode(params, cond)
 
     def denoise(x_t: Float[Array, "b h w c"], logsnr: Float[Array, " b"]) -> tuple:
