@@ -36,7 +36,7 @@ def train(config: ConfigDict, path: str) -> None:
   build.check_classes(config, data)
   prompts = sample.prompts_for(config, [], lambda: held_out)
   labels = sample.labels_for(config, prompts, lambda: held_out)
-  small = given.small_pictures(config, [], len(prompts), lambda: held_out)
+  small = given.small_pictures(config, [], prompts, lambda: held_out)
   each = -(-config.sample.num_images // len(prompts))
   sampler = sample.sampler(config, family, run, prompts, labels, each, small)
   metrics = tuple(config.eval.train_metrics) or own(family)

@@ -126,7 +126,7 @@ def get_config() -> ConfigDict:
   c.sample.churn_noise = 1.0
   c.sample.corrector_steps = 1  # of pc, after each step but the last
   c.sample.corrector_snr = 0.16
-  c.sample.rtol = 1e-5  # of rk45, which steps from the grid's first to its last level
+  c.sample.rtol = 1e-5  # of rk45, which runs between the two bounds
   c.sample.atol = 1e-5
   c.sample.guidance_scale = 2.0  # 1 is none
   # Guidance only where sigma / alpha is in (guidance_min, guidance_max].
@@ -159,9 +159,11 @@ def get_config() -> ConfigDict:
   c.eval.features = "efficientnet_lite0"
   c.eval.resize = "clean"  # or legacy_pytorch, legacy_tensorflow
   c.eval.batch_size = 64
-  c.eval.bound_times = 1  # noise levels an example in bpd; 0 for all
+  # Noise levels an example in bpd; 0 for all steps, or 1000 in continuous time.
+  c.eval.bound_times = 1
   c.eval.bound_logsnr = 10.0  # where bpd in continuous time reads off the pixels
   c.eval.ode_probes = 1  # of the divergence in bpd_ode; 0 for the exact trace
+  c.eval.ode_tolerance = 1e-4  # of its solver
 
   c.parallel = ConfigDict()
   c.parallel.backend = "auto"  # auto, jit, pmap or mesh
@@ -203,7 +205,8 @@ def diffusion() -> ConfigDict:
   d.loss = "eps"  # the space in which errors count evenly, likewise; or vlb
   d.weight_cap = 0.0  # largest weight of |x - x_hat|^2: 5 with eps is Min-SNR; 0: none
   d.sigma_data = 0.5  # standard deviation of the data, for edm
-  d.learn_variance = False  # of the ancestral steps, with noise.timesteps
+  d.variance = "small"  # of the bound's steps, with noise.timesteps; or large
+  d.learn_variance = False  # learn it, between the two
   d.vlb_weight = 0.001  # of the bound that teaches it
   d.coupling = "independent"  # of pictures and noise; or optimal, within a batch
   return d

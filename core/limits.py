@@ -107,7 +107,9 @@ RANGES = {
   "eval.num_images": NATURAL,
   "eval.batch_size": COUNT,
   "eval.bound_times": NATURAL,
+  "eval.bound_logsnr": Range(-20, 20),
   "eval.ode_probes": NATURAL,
+  "eval.ode_tolerance": POSITIVE,
   "parallel.fsdp": COUNT,
 }
 

@@ -246,9 +246,9 @@ def posterior_log_variances(
 
 
 def prior_std(logsnr: Float[Array, ""], scaling: Scaling) -> Float[Array, ""]:
-  """Standard deviation of the noise that sampling starts from: 1, under ve sigma."""
+  """Standard deviation of the noise that sampling starts from: sigma, under vp 1."""
   sigma = alpha_sigma(logsnr, scaling)[1]
-  return sigma if scaling == "ve" else jnp.ones_like(sigma)
+  return jnp.ones_like(sigma) if scaling == "vp" else sigma
 
 
 # The schedules, each a closed form of logsnr(t).
@@ -400,14 +400,16 @@ def zero_terminal(schedule: Schedule) -> Schedule:
   Lin et al. 2023 (arXiv:2305.08891), algorithm 1, of a vp schedule. logsnr(1) is -inf.
   """
 
-  def alpha(t: Float[Array, "..."]) -> Float[Array, "..."]:
-    return alpha_sigma(schedule.logsnr(t), "vp")[0]
-
   def logsnr(t: Float[Array, "..."]) -> Float[Array, "..."]:
-    first, last = alpha(jnp.zeros_like(t)), alpha(jnp.ones_like(t))
-    moved = (alpha(t) - last) * first / (first - last)
-    value = 2 * jnp.log(moved) - jnp.log1p(-(moved**2))
-    return jnp.minimum(value, LOGSNR_LIMIT)
+    (first, low), (last, _), (alpha, sigma) = (
+      alpha_sigma(schedule.logsnr(time), "vp")
+      for time in (jnp.zeros_like(t), jnp.ones_like(t), t)
+    )
+    # By differences from t = 0, since 1 - alpha^2 cancels there.
+    fall = (sigma**2 - low**2) / (first + alpha) * first / (first - last)
+    moved = jnp.where(t < 1, first - fall, 0)
+    rest = low**2 + fall * (first + moved)
+    return jnp.minimum(2 * jnp.log(moved) - jnp.log(rest), LOGSNR_LIMIT)
 
   return schedule._replace(logsnr=logsnr)
 
@@ -442,6 +444,10 @@ SCHEDULES = {
 }
 
 
+def _unknown(t: Float[Array, "..."]) -> Float[Array, "..."]:
+  raise ValueError("a learned schedule needs its parameters")
+
+
 def make(
   config: ConfigDict,
   learned: Callable[[Float[Array, "..."]], Float[Array, "..."]] | None = None,
@@ -466,7 +472,7 @@ def make(
   if config.shift <= 0:
     raise UserError(f"noise.shift={config.shift} must be positive; 1 changes nothing.")
   if name == "learned":
-    schedule = Schedule(learned or _identity)
+    schedule = Schedule(learned or _unknown)
   else:
     schedule = SCHEDULES[name](**config.get(name, {}))
   match config.density:

@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from core import noise
 from core.family import Batch, Family, Metrics, Spec, example_keys, from_loss
 from diffusion import drawing, evals, likelihood
-from diffusion.denoiser import Model, Output, check, degraded
+from diffusion.denoiser import Model, Output, degraded
+from diffusion.settings import check
 
 
 def make(config: ConfigDict, spec: Spec, guide: ConfigDict | None = None) -> Family:
@@ -43,7 +44,9 @@ def make(config: ConfigDict, spec: Spec, guide: ConfigDict | None = None) -> Fam
   model = Model(config, spec)
   check(config)
   settings, dims = config.diffusion, likelihood.dims(spec.shape)
-  variance = "learned" if settings.learn_variance else config.sample.variance
+  theirs = None if guide is None else Model(guide, spec)
+  sample = drawing.sampler(config, model, theirs)
+  edits = drawing.edits(config, model, theirs)
 
   def losses(
     params: PyTree, batch: Batch, rng: Array, training: bool
@@ -58,7 +61,7 @@ def make(config: ConfigDict, spec: Spec, guide: ConfigDict | None = None) -> Fam
     # Without the ends, where a density's inverse may be infinite.
     u = jnp.clip(u, 1e-5, 1 - 1e-5)
     eps = jax.vmap(lambda key: jax.random.normal(key, spec.shape))(keys[:, 1])
-    if settings.coupling == "optimal":
+    if training and settings.coupling == "optimal":
       eps = coupled(x, eps)
     if training and config.text.drop > 0:
       cond = cond.drop(keys[:, 2], config.text.drop)
@@ -83,7 +86,7 @@ def make(config: ConfigDict, spec: Spec, guide: ConfigDict | None = None) -> Fam
 
     def vlb(output: Output) -> Float[Array, " b"]:
       x_hat, _ = model.x_eps(output.value, x_t, logsnr)
-      nats = likelihood.step(x, x_hat, output.fraction, t, schedule, variance)
+      nats = likelihood.step(x, x_hat, output.fraction, t, schedule, model.variance)
       return likelihood.bits(schedule.timesteps * nats, dims)
 
     def weight(space: str) -> Float[Array, " b"]:
@@ -113,21 +116,27 @@ def make(config: ConfigDict, spec: Spec, guide: ConfigDict | None = None) -> Fam
     config,
     init=model.init,
     loss=lambda params, batch, rng: losses(params, batch, rng, True),
-    sample=drawing.sampler(config, model),
+    sample=sample,
     evals={
       "loss": lambda params, batch, rng: losses(params, batch, rng, False)[0],
       **evals.bounds(config, model),
     },
     on_request=evals.ON_REQUEST,
-    edits=drawing.edits(config, model),
+    edits=edits,
   )
   if guide is None:
     return family
-  guided = drawing.sampler(config, model, Model(guide, spec))
+  # The guide's weights travel in the state.
   return family._replace(
-    sample=lambda state, rng, cond, n: guided(
-      state.ema["generator"], rng, cond, n, state.extra["guide"]
-    )
+    sample=lambda state, *args: sample(
+      state.ema["generator"], *args, state.extra["guide"]
+    ),
+    edits={
+      name: lambda state, *args, fn=fn: fn(
+        state.ema["generator"], *args, state.extra["guide"]
+      )
+      for name, fn in edits.items()
+    },
   )
 
 

@@ -1,6 +1,7 @@
 """The network of a diffusion and what its outputs mean."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -18,9 +19,6 @@ from nets.embeddings import NoiseEmbedding
 from nets.monotone import MonotoneLogsnr
 from text import encoders
 from text.cond import Cond
-
-LOSSES = (*noise.PREDICTIONS, "vlb")
-COUPLINGS = ("independent", "optimal")
 
 
 class Denoiser(nn.Module):
@@ -135,6 +133,12 @@ class Model:
     return self.config.data.low_size
 
   @property
+  def variance(self) -> str:
+    """Of the discrete bound's steps."""
+    own = self.config.diffusion
+    return "learned" if own.learn_variance else own.variance
+
+  @functools.cached_property
   def denoiser(self) -> Denoiser:
     """The module."""
     config, dtype = self.config, build.dtype(self.config.model)
@@ -163,7 +167,7 @@ class Model:
       lambda t: self.denoiser.apply({"params": params}, t, method="logsnr"),
     )
 
-  @property
+  @functools.cached_property
   def scaling(self) -> noise.Scaling:
     """Of the schedule."""
     return noise.make(self.config.noise).scaling
@@ -222,34 +226,6 @@ class Model:
   ) -> Float[Array, "b h w c"]:
     """What the value should be."""
     return noise.target(x, eps, logsnr, self.scaling, self.prediction, self.sigma_data)
-
-
-def check(config: ConfigDict) -> None:
-  """Raises UserError for settings of the loss that are unknown or mean nothing."""
-  settings = config.diffusion
-  for field, known in (("loss", LOSSES), ("coupling", COUPLINGS)):
-    if settings[field] not in known:
-      raise unknown(f"diffusion.{field}", settings[field], known)
-  if settings.learn_variance and not config.noise.timesteps:
-    raise UserError(
-      "diffusion.learn_variance is of discrete steps: set noise.timesteps, say to 1000."
-    )
-  if settings.loss == "vlb" and config.noise.density == "logit_normal":
-    raise UserError(
-      "diffusion.loss='vlb' weighs every noise level, and noise.density='logit_normal'"
-      " hardly draws the outermost; set it to 'uniform'."
-    )
-  if config.noise.schedule == "learned" and settings.loss != "vlb":
-    raise UserError(
-      f"noise.schedule='learned' is learned by the bound: set diffusion.loss to 'vlb',"
-      f" not {settings.loss!r}."
-    )
-  if config.noise.schedule == "learned" and config.noise.timesteps:
-    raise UserError("noise.schedule='learned' needs noise.timesteps=0.")
-  if config.sample.variance == "learned" and not settings.learn_variance:
-    raise UserError(
-      "sample.variance='learned' needs a model trained with diffusion.learn_variance."
-    )
 
 
 def degraded(

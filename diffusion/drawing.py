@@ -17,13 +17,13 @@ from diffusion.settings import make as make_settings
 from text import encoders
 from text.cond import Cond
 
-Edit = Callable[[PyTree, Array, Cond, Given], Samples]
+Edit = Callable[..., Samples]
 
 
 def denoiser(
   config: ConfigDict, model: Model, guide: Model | None = None
 ) -> Callable[..., Denoise]:
-  """(params, cond, keys, guide's params) -> the guided, thresholded denoiser.
+  """(params, cond, keys, guide's params, ...) -> the guided, thresholded denoiser.
 
   With a `guide`, a worse model of the same data, its estimate takes the place of the
   unconditional one (autoguidance, Karras et al. 2024, arXiv:2406.02507, eq. 4).
@@ -46,6 +46,7 @@ def denoiser(
     keys: Key[Array, " n"],
     guide_params: PyTree = None,
     scale: float | int = lead.scale,
+    kind: str = settings.threshold,
   ) -> Denoise:
     n = len(keys)
     if model.low_size:
@@ -82,9 +83,7 @@ def denoiser(
         somewhere = leads.where(logsnr).any()
         value, fraction = jax.lax.cond(somewhere, both, alone, x_t, logsnr)
       x_hat, _ = model.x_eps(value, x_t, logsnr)
-      return Estimate(
-        threshold(x_hat, settings.threshold, settings.percentile), fraction
-      )
+      return Estimate(threshold(x_hat, kind, settings.percentile), fraction)
 
     return denoise
 
@@ -136,35 +135,44 @@ def sampler(
   return sample
 
 
-def edits(config: ConfigDict, model: Model) -> Mapping[str, Edit]:
-  """What can be done to given pictures, by name; see the functions below."""
+def edits(
+  config: ConfigDict, model: Model, guide: Model | None = None
+) -> Mapping[str, Edit]:
+  """What can be done to given pictures, by name; see the functions below.
+
+  Each is (params, rng, cond, given, guide's params) -> Samples.
+  """
   settings, strength = make_settings(config.sample), config.sample.strength
-  make = denoiser(config, model)
+  make = denoiser(config, model, guide)
 
-  def start(params: PyTree, rng: Array, cond: Cond, given: Given) -> tuple:
-    keys = sample_keys(rng, len(given.images))
+  def start(params: PyTree, rng: Array, given: Given) -> tuple:
     schedule = model.schedule(params)
-    grid = time_grid(schedule, settings)
-    return keys, schedule, grid, make(params, cond, keys)
+    return sample_keys(rng, len(given.images)), schedule, time_grid(schedule, settings)
 
-  def image_to_image(params: PyTree, rng: Array, cond: Cond, given: Given) -> Samples:
+  def image_to_image(
+    params: PyTree, rng: Array, cond: Cond, given: Given, guide_params: PyTree = None
+  ) -> Samples:
     """Noise the picture to the share `sample.strength` of the steps; go on from there.
 
     SDEdit (Meng et al. 2022, arXiv:2108.01073, algorithm 1). 1 is a new picture.
     """
-    keys, schedule, grid, denoise = start(params, rng, cond, given)
+    keys, schedule, grid = start(params, rng, given)
     grid = grid[settings.steps - max(1, round(strength * settings.steps)) :]
     x = noised(given.images, keys, grid[0], schedule)
+    denoise = make(params, cond, keys, guide_params)
     return Samples(*samplers.solve(denoise, keys, x, grid, schedule.scaling, settings))
 
-  def inpaint(params: PyTree, rng: Array, cond: Cond, given: Given) -> Samples:
+  def inpaint(
+    params: PyTree, rng: Array, cond: Cond, given: Given, guide_params: PyTree = None
+  ) -> Samples:
     """Draw where the mask is 1, around what is known where it is 0.
 
     The estimate's known part is replaced at every level, so that x_t has the known
     picture's own noise there (Song et al. 2021, appendix I.2; Lugmayr et al. 2022,
     eq. 8).
     """
-    keys, schedule, grid, denoise = start(params, rng, cond, given)
+    keys, schedule, grid = start(params, rng, given)
+    denoise = make(params, cond, keys, guide_params)
 
     def known(x_t: Float[Array, "n ..."], logsnr: Float[Array, " n"]) -> Estimate:
       found = denoise(x_t, logsnr)
@@ -173,36 +181,48 @@ def edits(config: ConfigDict, model: Model) -> Mapping[str, Edit]:
     x = noised(given.images, keys, grid[0], schedule)
     return Samples(*samplers.solve(known, keys, x, grid, schedule.scaling, settings))
 
-  def inverted(params: PyTree, rng: Array, cond: Cond, given: Given) -> tuple:
-    """The noise that the pictures come from, by the unguided flow run backwards."""
-    keys, schedule, grid, _ = start(params, rng, cond, given)
-    # The estimate is not thresholded: the flow must run both ways.
-    back = make(params, cond, keys, scale=1)
-    level = jnp.full(len(keys), grid[-2])
-    alpha, _ = noise.alpha_sigma(level, schedule.scaling)
-    x = noise.per_example(alpha, given.images) * given.images
-    how = deterministic(settings)
-    x, _, _ = samplers.solve(back, keys, x, grid[-2::-1], schedule.scaling, how)
-    return keys, schedule, grid, x, how
+  how = deterministic(settings)
 
-  def invert(params: PyTree, rng: Array, cond: Cond, given: Given) -> Samples:
-    """To noise and back: DDIM inversion (Song et al. 2021, DDIM, section 4.3)."""
-    keys, schedule, grid, x, how = inverted(params, rng, cond, given)
-    return Samples(
-      *samplers.solve(make(params, cond, keys), keys, x, grid, schedule.scaling, how)
+  def through_noise(
+    params: PyTree,
+    rng: Array,
+    cond: Cond,
+    given: Given,
+    guide_params: PyTree,
+    between: Callable[[Float[Array, "n ..."]], Float[Array, "n ..."]],
+  ) -> Samples:
+    """By the unguided flow to noise, and from what `between` makes of it back."""
+    keys, schedule, grid = start(params, rng, given)
+    # Without a threshold: the flow must run both ways.
+    back = make(params, cond, keys, guide_params, scale=1, kind="none")
+    alpha, _ = noise.alpha_sigma(grid[-2], schedule.scaling)
+    x, _, there = samplers.solve(
+      back, keys, alpha * given.images, grid[-2::-1], schedule.scaling, how
     )
+    denoise = make(params, cond, keys, guide_params)
+    images, frames, here = samplers.solve(
+      denoise, keys, between(x), grid, schedule.scaling, how
+    )
+    return Samples(images, frames, there + here)
 
-  def interpolate(params: PyTree, rng: Array, cond: Cond, given: Given) -> Samples:
+  def invert(
+    params: PyTree, rng: Array, cond: Cond, given: Given, guide_params: PyTree = None
+  ) -> Samples:
+    """To noise and back: DDIM inversion (Song et al. 2021, DDIM, section 4.3)."""
+    return through_noise(params, rng, cond, given, guide_params, lambda x: x)
+
+  def interpolate(
+    params: PyTree, rng: Array, cond: Cond, given: Given, guide_params: PyTree = None
+  ) -> Samples:
     """From the first picture to the last in equal steps, through their noises.
 
     Spherical interpolation of the two noises (Song et al. 2021, DDIM, section 5.3).
     """
-    keys, schedule, grid, x, how = inverted(params, rng, cond, given)
-    share = jnp.linspace(0, 1, len(x))
-    x = slerp(x[0], x[-1], share)
-    return Samples(
-      *samplers.solve(make(params, cond, keys), keys, x, grid, schedule.scaling, how)
-    )
+
+    def path(x: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+      return slerp(x[0], x[-1], jnp.linspace(0, 1, len(x)))
+
+    return through_noise(params, rng, cond, given, guide_params, path)
 
   return {
     "image_to_image": image_to_image,

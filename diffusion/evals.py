@@ -13,6 +13,7 @@ from core.family import Batch, example_keys
 from core.noise import Schedule
 from diffusion import likelihood
 from diffusion.denoiser import Model, degraded
+from diffusion.settings import Estimate
 
 Eval = Callable[[PyTree, Batch, Array], Float[Array, " b"]]
 # Not taken unless named: they cost more, or mean nothing of latents.
@@ -29,9 +30,10 @@ def bounds(config: ConfigDict, model: Model) -> dict[str, Eval]:
   """bpd, the variational bound, and its three terms; bpd_ode, from the exact flow.
 
   With `noise.timesteps` the bound is of discrete steps (Ho et al. 2020, eq. 5) with the
-  variance `sample.variance`, else continuous (VDM, eq. 11), from `eval.bound_logsnr`
-  on, where the pixels are read off: networks that never saw less noise than that cannot
-  tell the last bits of a pixel, and each level below costs. `eval.bound_times` noise
+  variance `diffusion.variance` or a learned one, else continuous (VDM, eq. 11), from
+  `eval.bound_logsnr` on, where the pixels are read off: networks that never saw less
+  noise than that cannot tell the last bits of a pixel, and each level below costs.
+  `eval.bound_times` noise
   levels an example estimate bpd_diffusion without bias, spread evenly; 0 takes all of
   the discrete steps. bpd_ode is of pictures with uniform noise in their pixels' bins,
   so a bound too (Theis et al. 2016), with `eval.ode_probes` probes of the divergence.
@@ -50,9 +52,9 @@ def bounds(config: ConfigDict, model: Model) -> dict[str, Eval]:
       cond = degraded(cond, keys[:, 3], level, model.low_size)
     encoded = model.encode(params, cond)
 
-    def denoise(x_t: Float[Array, "b h w c"], logsnr: Float[Array, " b"]) -> tuple:
+    def denoise(x_t: Float[Array, "b h w c"], logsnr: Float[Array, " b"]) -> Estimate:
       output = model.predict(params, x_t, logsnr, encoded)
-      return model.x_eps(output.value, x_t, logsnr)[0], output.fraction
+      return Estimate(model.x_eps(output.value, x_t, logsnr)[0], output.fraction)
 
     return model.schedule(params), denoise, keys
 
@@ -71,7 +73,7 @@ def bounds(config: ConfigDict, model: Model) -> dict[str, Eval]:
       logsnr = schedule.logsnr(t)
       x_t = noise.diffuse(x, eps, logsnr, schedule.scaling)
       x_hat, fraction = denoise(x_t, logsnr)
-      return likelihood.step(x, x_hat, fraction, t, schedule, config.sample.variance)
+      return likelihood.step(x, x_hat, fraction, t, schedule, model.variance)
 
     if first:
       return at(jnp.asarray(0), jnp.ones(len(x)))
@@ -86,6 +88,8 @@ def bounds(config: ConfigDict, model: Model) -> dict[str, Eval]:
 
   def ends(schedule: Schedule) -> tuple[Float[Array, ""], Float[Array, ""]]:
     high, low = schedule.logsnr(jnp.array([0.0, 1.0]))
+    # Below it there is next to no signal, but without end.
+    low = jnp.maximum(low, -noise.LOGSNR_LIMIT)
     return jnp.minimum(high, settings.bound_logsnr), low
 
   def continuous(params: PyTree, batch: Batch, rng: Array) -> Array:
@@ -129,7 +133,7 @@ def bounds(config: ConfigDict, model: Model) -> dict[str, Eval]:
       keys[:, 1],
       schedule,
       probes=settings.ode_probes,
-      tolerance=config.sample.rtol,
+      tolerance=settings.ode_tolerance,
     )
     # From the density of a pixel to the probability of its bin.
     return nats - dims * math.log(likelihood.BIN)

@@ -1,11 +1,10 @@
 """How likely a picture is under a diffusion: bounds on it, and its exact value.
 
-All are in nats an example, of a denoiser (x_t, logsnr) -> x and a schedule; `bits`
-turns nats into bits a dimension.
+All are in nats an example, of a denoiser and a schedule; `bits` turns nats into bits a
+dimension.
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +14,8 @@ from core import noise
 from core.noise import Schedule, alpha_sigma, per_example
 from diffusion import solvers
 from diffusion.adaptive import rk45
+from diffusion.settings import Denoise
 
-Denoise = Callable[
-  [Float[Array, "b ..."], Float[Array, " b"]],
-  tuple[Float[Array, "b ..."], Float[Array, "b ..."] | None],
-]
 BIN = 2 / 255  # width of one of 256 pixel values in [-1, 1]
 
 
@@ -147,8 +143,16 @@ def reconstruction(
   def add(sofar: Float[Array, "..."], k: Array) -> tuple[Float[Array, "..."], None]:
     return jnp.logaddexp(sofar, logit(k * BIN - 1)), None
 
-  # Value by value: all 256 at once would need as many times the memory.
-  norm, _ = jax.lax.scan(add, jnp.full_like(x, -jnp.inf), jnp.arange(256))
+  @jax.checkpoint
+  def add_row(
+    sofar: Float[Array, "..."], row: Array
+  ) -> tuple[Float[Array, "..."], None]:
+    return jax.lax.scan(add, sofar, row)
+
+  # Value by value, and 16 rows of 16 recomputed in the backward pass: all 256 at once
+  # would need as many times the memory.
+  rows = jnp.arange(256).reshape(16, 16)
+  norm, _ = jax.lax.scan(add_row, jnp.full_like(x, -jnp.inf), rows)
   return total(norm - logit(jnp.round((x + 1) / BIN) * BIN - 1))
 
 

@@ -69,7 +69,7 @@ def solve(
       every solver; only the last may be. The deterministic samplers also run towards
       noise, where logsnr falls.
     scaling: the model's own.
-    settings: all but `steps`, `grid` and what goes with it.
+    settings: all but `grid` and what goes with it; `steps` only shares out the churn.
 
   Raises:
     UserError: a learned variance is wanted of a network that learns none.
@@ -107,7 +107,7 @@ def _step_of(
   settings: Settings,
 ) -> _Step:
   """The step of `settings.sampler`; its draws are numbered from 1."""
-  name, steps = settings.sampler, grid.shape[0] - 1
+  name = settings.sampler
 
   def at(x: Array, logsnr: Array) -> Estimate:
     return denoise(x, jnp.full(x.shape[:1], logsnr))
@@ -157,7 +157,7 @@ def _step_of(
     if settings.churn > 0:
       sigma = solvers.clock(t, "ve")
       inside = (settings.churn_min <= sigma) & (sigma <= settings.churn_max)
-      gamma = jnp.where(inside, min(settings.churn / steps, 2**0.5 - 1), 0.0)
+      gamma = jnp.where(inside, min(settings.churn / settings.steps, 2**0.5 - 1), 0.0)
       x, t = solvers.churn(x, fresh(i + 1, x), t, gamma, scaling, settings.churn_noise)
     n, count = x.shape[0], len(tableau.c)
     y = solvers.lensed(x, jnp.full(n, t), scaling, lens)

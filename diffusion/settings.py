@@ -18,10 +18,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from core import noise
 from core.errors import UserError, unknown
 from core.noise import Schedule
 from diffusion.solvers import TABLEAUS
 
+LOSSES = (*noise.PREDICTIONS, "vlb")
+COUPLINGS = ("independent", "optimal")
 # Samplers of one evaluation a step and their share of fresh noise; ddim has `eta`.
 ETA = {"ddim": None, "ddpm": 1.0, "dpmpp_2m": 0.0, "dpmpp_2m_sde": 1.0}
 SAMPLERS = (*ETA, *TABLEAUS, "rk45", "pc")
@@ -114,11 +117,11 @@ def time_grid(
   logsnr: uniform in logsnr (Lu et al. 2022, DPM-Solver, section 3.3).
   karras: uniform in (sigma / alpha)^(1/rho) (Karras et al. 2022, eq. 5).
 
-  The last two run from sigma / alpha = sigma_max to sigma_min, or to the schedule's own
-  ends where these are nearer.
+  The last two, and rk45 whatever its grid, run from sigma / alpha = sigma_max to
+  sigma_min, or to the schedule's own ends where these are nearer.
   """
   steps = settings.steps
-  if settings.grid in ("time", "quadratic"):
+  if settings.grid in ("time", "quadratic") and settings.sampler != "rk45":
     times = jnp.linspace(1.0, 0.0 if schedule.scaling == "ve" else 1 / steps, steps)
     times = times**2 if settings.grid == "quadratic" else times
     return jnp.append(schedule.logsnr(times), jnp.inf)
@@ -130,3 +133,46 @@ def time_grid(
   rho = settings.rho
   roots = jnp.linspace(jnp.exp(-low / (2 * rho)), jnp.exp(-high / (2 * rho)), steps)
   return jnp.append(-2 * rho * jnp.log(roots), jnp.inf)
+
+
+def check(config: ConfigDict) -> None:
+  """Raises UserError for settings of the loss that are unknown or mean nothing."""
+  settings = config.diffusion
+  for field, known in (("loss", LOSSES), ("coupling", COUPLINGS)):
+    if settings[field] not in known:
+      raise unknown(f"diffusion.{field}", settings[field], known)
+  if settings.learn_variance and not config.noise.timesteps:
+    raise UserError(
+      "diffusion.learn_variance is of discrete steps: set noise.timesteps, say to 1000."
+    )
+  own = "uniform" if config.noise.schedule != "edm" else "lognormal"
+  density = own if config.noise.density == "own" else config.noise.density
+  if density != "uniform" and (settings.loss == "vlb" or settings.learn_variance):
+    raise UserError(
+      "diffusion.loss='vlb' and diffusion.learn_variance weigh every noise level, and a"
+      f" {density} density hardly draws the outermost; set noise.density to 'uniform'."
+    )
+  if config.noise.schedule == "learned" and settings.loss != "vlb":
+    raise UserError(
+      f"noise.schedule='learned' is learned by the bound: set diffusion.loss to 'vlb',"
+      f" not {settings.loss!r}."
+    )
+  if config.noise.schedule == "learned" and config.noise.timesteps:
+    raise UserError("noise.schedule='learned' needs noise.timesteps=0.")
+  if settings.variance not in ("small", "large"):
+    raise unknown("diffusion.variance", settings.variance, ("small", "large"))
+  early = config.sample.grid in ("time", "quadratic")
+  if config.noise.zero_terminal and config.sample.lens == "ve" and early:
+    raise UserError(
+      "sample.lens='ve' cannot start where there is no signal, as noise.zero_terminal"
+      " has it; set sample.lens to 'own', or sample.grid to 'logsnr'."
+    )
+  if config.data.low_size >= config.data.size:
+    raise UserError(
+      f"data.low_size={config.data.low_size} must be below data.size="
+      f"{config.data.size}."
+    )
+  if config.sample.variance == "learned" and not settings.learn_variance:
+    raise UserError(
+      "sample.variance='learned' needs a model trained with diffusion.learn_variance."
+    )

@@ -132,7 +132,9 @@ def langevin(
   score = -eps_hat / alpha_sigma(logsnr_t, scaling)[1]
   axes = tuple(range(1, x_t.ndim))
   squares = [jnp.sum(a**2, axis=axes, keepdims=True) for a in (fresh, score)]
-  e = 2 * snr**2 * squares[0] / squares[1]
+  # A network that has learned nothing yet may give no score at all.
+  some = squares[1] > 0
+  e = jnp.where(some, 2 * snr**2 * squares[0] / jnp.where(some, squares[1], 1), 0)
   return x_t + e * score + jnp.sqrt(2 * e) * fresh
 
 

@@ -107,12 +107,13 @@ class Drawn:
   def provenance(self, state: State) -> dict[str, Any]:
     """All that the pictures depend on, by names that a table shows."""
     config = self._config
-    conditions = json.dumps([self._captions, self._labels])
+    conditions = json.dumps([self._captions, self._labels, self._places])
+    weights = (state.ema, state.extra.get("guide"))
     return {
       "step": int(state.step),
       "num_samples": self._count,
       "ema": ema(config.optim, state),
-      "ema_fingerprint": np.asarray(self._fingerprint(state.ema)).tobytes().hex(),
+      "ema_fingerprint": np.asarray(self._fingerprint(weights)).tobytes().hex(),
       "conditions_sha256": hashlib.sha256(conditions.encode()).hexdigest(),
       **{k: v for k, v in config.sample.items() if k not in SHOWN},
     }

@@ -33,14 +33,22 @@ def drawer(
     UserError: what the functions below refuse, or a mask that nothing is for.
   """
   each, inpaint = config.sample.per_prompt, config.sample.edit == "inpaint"
-  if inpaint != bool(mask) and (mask or files):
+  enlarges = config.data.low_size > 0
+  wanted = bool(mask) or (inpaint and bool(files) and not enlarges)
+  if wanted and not (inpaint and mask and files and not enlarges):
     raise UserError(
-      "--mask=FILE and --config.sample.edit=inpaint need one another, and --image."
+      "--mask=FILE and --config.sample.edit=inpaint need one another, and --image, with"
+      " a generator that does no super-resolution."
     )
-  if files and not config.data.low_size:
+  if enlarges and not files:
+    raise UserError(
+      "this generator enlarges pictures: give --image=FILE, one for all prompts or one"
+      " for each."
+    )
+  if files and not enlarges:
     images = read(config, files), read_mask(config, mask)
     return editor(config, family, run, prompts, labels, *images, each)
-  small = small_pictures(config, files, len(prompts), load)
+  small = small_pictures(config, files, prompts, load)
   return sample.sampler(config, family, run, prompts, labels, each, small)
 
 
@@ -86,18 +94,28 @@ def editor(
 
 
 def small_pictures(
-  config: ConfigDict, files: Sequence[str], count: int, load: Callable[[], Dataset]
+  config: ConfigDict,
+  files: Sequence[str],
+  prompts: Sequence[str],
+  load: Callable[[], Dataset],
 ) -> Float[np.ndarray, "n h w c"] | None:
-  """What super-resolution starts from: files, or held-out pictures; else None.
+  """What super-resolution starts from, one a prompt; None for other generators.
+
+  Files, or held-out pictures: one of that caption, else any.
 
   Raises:
-    UserError: neither one file nor one for each of `count` prompts.
+    UserError: neither one file nor one for each prompt.
   """
+  count = len(prompts)
   if not config.data.low_size:
     return None
   if not files:
-    data = load()
-    return pictures.from_uint8([data.image(i % len(data)) for i in range(count)])
+    data, captioned = load(), {}
+    for i in range(len(data)):
+      for text in (t for own in data.captions(i).values() for t in own):
+        captioned.setdefault(text, i)
+    rows = [captioned.get(prompt, i % len(data)) for i, prompt in enumerate(prompts)]
+    return pictures.from_uint8([data.image(i) for i in rows])
   found = read(config, files)
   if len(found) not in (1, count):
     raise UserError(

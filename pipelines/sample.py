@@ -69,6 +69,11 @@ def batch_sampler(
       f"sample.negative_prompt={negative!r} needs a generator of captions, and"
       f" text.encoder is {config.text.encoder!r}; set it to ''."
     )
+  if negative and (config.sample.guide or config.sample.guidance_scale == 1):
+    raise UserError(
+      f"sample.negative_prompt={negative!r} is what guidance leads away from: set"
+      " sample.guidance_scale above 1, and sample.guide to ''."
+    )
   if given is not None and config.sample.edit not in family.edits:
     raise unknown("sample.edit", config.sample.edit, family.edits)
 
@@ -202,8 +207,13 @@ def write(
   prompts [n], step, nfe [n].
 
   Raises:
-    UserError: the folder can't be written.
+    UserError: a picture is not finite, or the folder can't be written.
   """
+  if not np.isfinite(samples.images).all():
+    raise UserError(
+      "some of the pictures are not finite; look at the training loss, lower"
+      " sample.guidance_scale or sample.rtol, or take another sample.sampler."
+    )
   each = len(samples.images) // len(prompts)
   files = []
   for i, prompt in enumerate(prompts):

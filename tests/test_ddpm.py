@@ -229,7 +229,9 @@ STEPS = {"noise__schedule": "cosine", "noise__timesteps": 8}
 
 
 def test_the_discrete_bound_is_its_steps_times_their_number(monkeypatch):
-  got, parts, batch = loss_of(monkeypatch, 32, **STEPS, diffusion__loss="vlb")
+  got, parts, batch = loss_of(
+    monkeypatch, 32, **STEPS, diffusion__loss="vlb", diffusion__variance="small"
+  )
   alpha, sigma, x, eps = unpacked(parts, batch)
   t = 2 / np.pi * np.arctan2(sigma, alpha).ravel()
   np.testing.assert_allclose(t * 8, np.rint(t * 8), atol=1e-3)
@@ -428,6 +430,17 @@ def test_clipping_keeps_the_estimate_in_range(monkeypatch):
     ({"noise__schedule": "learned"}, "set diffusion.loss to 'vlb'"),
     ({"noise__zero_terminal": True}, "diffusion.prediction='eps' tells nothing"),
     ({"sample__variance": "learned", "sample__sampler": "ddpm"}, "learn_variance"),
+    ({"diffusion__loss": "vlb", "noise__density": "logit_normal"}, "to 'uniform'"),
+    ({"diffusion__loss": "vlb", "noise__schedule": "edm"}, "to 'uniform'"),
+    ({"data__low_size": 8}, "data.low_size=8 must be below data.size=8"),
+    (
+      {
+        "noise__zero_terminal": True,
+        "diffusion__prediction": "v",
+        "sample__lens": "ve",
+      },
+      "cannot start where there is no signal",
+    ),
     ({"sample__sampler": "dimm"}, "did you mean 'ddim'"),
     ({"model__net": "unett"}, "did you mean 'unet'"),
     ({"noise__schedule": "cosin"}, "did you mean 'cosine'"),

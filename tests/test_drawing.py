@@ -108,6 +108,19 @@ def test_autoguidance_leads_away_from_what_the_guide_gets_wrong(monkeypatch):
   np.testing.assert_allclose(guided.images, want.images, atol=1e-3)
 
 
+def test_edits_follow_the_guide(monkeypatch):
+  # As above, and without text.drop: a guide needs no null condition.
+  _, guide = parts(monkeypatch, off=0.1)
+  config, model = parts(
+    monkeypatch, sample__guidance_scale=3.0, sample__strength=1.0, text__drop=0.0
+  )
+  fn = drawing.edits(config, model, guide)["image_to_image"]
+  guided = jax.jit(lambda given: fn({}, KEY, COND, given, {}))(GIVEN)
+  config, darker = parts(monkeypatch, off=-0.2, sample__strength=1.0)
+  want = edit("image_to_image", config, darker)
+  np.testing.assert_allclose(guided.images, want.images, atol=1e-3)
+
+
 @pytest.mark.parametrize(("strength", "steps"), [(0.25, 5), (0.5, 10), (1.0, 20)])
 def test_image_to_image_keeps_the_less_the_stronger(monkeypatch, strength, steps):
   got = edit("image_to_image", *parts(monkeypatch, sample__strength=strength))
@@ -141,6 +154,17 @@ def test_inversion_gives_the_picture_back(monkeypatch, sampler, close):
   config, model = parts(monkeypatch, sample__sampler=sampler, sample__steps=40)
   got = edit("invert", config, model)
   np.testing.assert_allclose(got.images, PICTURES, atol=close)
+  steps = 40 if sampler != "heun" else 79
+  assert (got.nfe > 1.9 * steps).all()  # there and back
+
+
+def test_the_way_to_noise_knows_no_threshold(monkeypatch):
+  # With one the flow would not run both ways where an estimate leaves [-1, 1].
+  wide = PICTURES + 0.7 * jnp.sign(PICTURES)
+  config, model = parts(monkeypatch, sample__threshold="static", sample__steps=40)
+  got = edit("invert", config, model, given=Given(wide, GIVEN.mask))
+  inside = np.abs(wide) < 0.97
+  np.testing.assert_allclose(got.images[inside], wide[inside], atol=0.03)
 
 
 def test_inversion_under_another_class_moves_the_picture_there(monkeypatch):
@@ -183,5 +207,7 @@ def test_a_degraded_picture_is_small_and_as_noisy_as_it_says():
   np.testing.assert_allclose(small[0, 1:-1, :, 0], means, atol=1e-2)
   alpha, sigma = noise.alpha_sigma(got.image_logsnr[0], "vp")
   off = np.asarray(got.image - alpha * small)
+  other = denoiser.degraded(Cond(image=x), keys, t + 0.1, 4)
+  np.testing.assert_allclose(other.image_logsnr, noise.cosine().logsnr(t + 0.1))
   np.testing.assert_allclose(off.std(), sigma, rtol=0.05)
   np.testing.assert_allclose(alpha, np.sqrt(0.5), rtol=1e-4)

@@ -43,7 +43,7 @@ def bits(monkeypatch, *names, **fields):
 
 @pytest.mark.parametrize("schedule", ["cosine", "rectified_flow"])
 def test_the_exact_flow(monkeypatch, schedule):
-  fields = {"noise__schedule": schedule, "sample__rtol": 1e-3}
+  fields = {"noise__schedule": schedule, "eval__ode_tolerance": 1e-3}
   x, found = bits(monkeypatch, "bpd_ode", **fields)
   # Within what noise inside a bin moves the density.
   np.testing.assert_allclose(found["bpd_ode"], exact(x), atol=0.03)
@@ -57,6 +57,12 @@ def test_the_continuous_bound_and_its_terms(monkeypatch, density):
   np.testing.assert_allclose(found["bpd"], terms, rtol=1e-5)
   # The density is that of training, and says nothing of the bound.
   near(found["bpd"] - exact(x), 0.1)
+
+
+def test_no_signal_at_the_end_is_not_infinitely_far(monkeypatch):
+  fields = {"noise__zero_terminal": True, "diffusion__prediction": "v"}
+  found = bits(monkeypatch, "bpd", eval__bound_times=4, **fields)[1]
+  assert np.isfinite(found["bpd"]).all()
 
 
 def near(gaps, most):

@@ -110,6 +110,9 @@ def test_zero_terminal_snr(name):
   want = (before - last) * first / (first - last)
   np.testing.assert_allclose(after, want, atol=2e-5)
   assert after[-1] == 0
+  if name != "linear":  # where the times before the first step have no level
+    rest = np.sqrt(1 - np.square(want.astype(np.float64)))
+    np.testing.assert_allclose(levels(moved, GRID)[1][20:], rest[20:], rtol=2e-3)
   logsnr = np.asarray(moved.logsnr(jnp.asarray(GRID)))
   assert logsnr[-1] == -np.inf
   assert np.isfinite(logsnr[:-1]).all()

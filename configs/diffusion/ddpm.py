@@ -37,7 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
   c.optim.ema, c.optim.ema_decay = "constant", 0.9999
   c.train.steps = 800_000
   c.sample.sampler, c.sample.steps, c.sample.guidance_scale = "ddpm", 1000, 1.0
-  c.sample.variance = "large"
+  c.sample.variance = c.diffusion.variance = "large"
 
   match variant:
     case "":
@@ -79,7 +79,7 @@ def openmoji32(c: ConfigDict) -> None:
   c.train.steps = 6000
   c.train.sample_every = c.train.checkpoint_every = c.train.eval_every = 500
   c.sample.sampler, c.sample.steps, c.sample.guidance_scale = "ddim", 50, 3.0
-  c.sample.variance = "small"
+  c.sample.variance = c.diffusion.variance = "small"
   c.sample.num_images = 32
   c.sample.prompts = (
     "red heart",

@@ -26,7 +26,8 @@ def get_config(variant: str = "") -> ConfigDict:
   c.diffusion.learn_variance = True
   c.model.blocks, c.model.attention, c.model.head_dim = 3, (16, 8), 64
   c.model.dropout, c.model.modulation = 0.3, "scale_shift"
-  c.optim.learning_rate, c.optim.warmup_steps = 1e-4, 0
+  c.data.flip = False
+  c.optim.learning_rate, c.optim.warmup_steps, c.optim.grad_clip = 1e-4, 0, 0.0
   c.train.steps = 500_000
   c.sample.sampler, c.sample.variance, c.sample.steps = "ddpm", "learned", 4000
   c.eval.metrics = ("loss", "bpd", "bpd_prior", "bpd_diffusion", "bpd_reconstruction")
@@ -36,10 +37,13 @@ def get_config(variant: str = "") -> ConfigDict:
       pass
     case "imagenet64":
       imagenet64(c)
+      # Heads of 128 channels, where theirs are four at every width.
       c.model.widths, c.model.head_dim = (128, 256, 384, 512), 128
+      c.model.dropout = 0.0
       c.train.steps = 1_500_000
     case "adm64":
       imagenet64(c)
+      c.data.flip = True
       c.text.encoder, c.text.classes, c.text.dim, c.text.drop = "label", 1000, 768, 0.0
       c.data.batch_size = 2048
       c.noise.timesteps = 1000

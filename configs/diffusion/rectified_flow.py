@@ -26,7 +26,9 @@ def get_config(variant: str = "") -> ConfigDict:
   c.data.batch_size = 128
   c.noise.schedule = "rectified_flow"
   c.diffusion.prediction = c.diffusion.loss = "velocity"
-  c.model.dropout = 0.15
+  # DDPM++ before EDM spread its capacity.
+  c.model.stem, c.model.widths = 0, (128, 256, 256, 256)
+  c.model.dropout, c.optim.grad_clip = 0.15, 1.0
   c.optim.learning_rate, c.optim.warmup_steps = 2e-4, 5000
   c.optim.ema, c.optim.ema_decay = "constant", 0.999999
   c.train.steps = 800_000
