@@ -91,6 +91,7 @@ class SampleScores:
     if memorised and jax.process_index() == 0:
       write_memorised(memorised, drawn, self._sets["training"], self._folder)
     provenance = self._draw.provenance(state) | {
+      "nfe": self._draw.nfe,
       **net.provenance,
       "resize": self._extract.mode,
       "reference": reference.name,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import PyTree, UInt8
+from jaxtyping import Int, PyTree, UInt8
 from ml_collections import ConfigDict
 
 from core import arrays
@@ -57,6 +57,7 @@ class Drawn:
       config, family, run, config.eval.batch_size, film=False
     )
     self._fingerprint = run.run(fingerprint)
+    self.nfe = 0.0  # network evaluations a picture, known once they are drawn
     self._captions, self._labels, self._places = [], [], []
     self._dataset = dataset
     places = order(config.sample.seed, 0, len(dataset))
@@ -78,7 +79,9 @@ class Drawn:
     kept = self._kept(provenance)
     # All processes draw, or none: some may not see the file.
     if np.all(multihost_utils.process_allgather(np.asarray(kept is not None))):
-      return kept
+      drawn, nfe = kept
+      self.nfe = float(np.mean(nfe))
+      return drawn
     batches, nfe, size = [], [], self._config.eval.batch_size
     for first in range(0, self._count, size):
       part = slice(first, first + size)
@@ -97,11 +100,10 @@ class Drawn:
         )
       batches.append(pictures.to_uint8(batch.images))
       nfe.append(batch.nfe)
-    drawn = np.concatenate(batches)
+    drawn, nfe = np.concatenate(batches), np.concatenate(nfe)
+    self.nfe = float(np.mean(nfe))
     if jax.process_index() == 0:
-      arrays.write(
-        self._file, images=drawn, nfe=np.concatenate(nfe), provenance=provenance
-      )
+      arrays.write(self._file, images=drawn, nfe=nfe, provenance=provenance)
     return drawn
 
   def provenance(self, state: State) -> dict[str, Any]:
@@ -118,11 +120,14 @@ class Drawn:
       **{k: v for k, v in config.sample.items() if k not in SHOWN},
     }
 
-  def _kept(self, provenance: str) -> UInt8[np.ndarray, "n h w c"] | None:
+  def _kept(
+    self, provenance: str
+  ) -> tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]] | None:
     try:
       if str(arrays.read(self._file, "provenance")["provenance"]) != provenance:
         return None
-      return arrays.read(self._file, "images")["images"]
+      found = arrays.read(self._file, "images", "nfe")
+      return found["images"], found["nfe"]
     except (OSError, KeyError, arrays.Damaged):
       return None
 
