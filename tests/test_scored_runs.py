@@ -146,7 +146,7 @@ def test_records_tell_where_a_number_comes_from(
   for record in printed["scores"]:
     origin = {key: record[key] for key in (
       "num_samples", "num_reference", "reference", "seed", "sampler", "steps",
-      "guidance_scale", "ema", "features", "weights_sha256", "resize",
+      "guidance_scale", "nfe", "ema", "features", "weights_sha256", "resize",
     )}  # fmt: skip
     assert origin["num_samples"] == 30
     assert origin["num_reference"] == 40
