@@ -127,8 +127,9 @@ def check(config: ConfigDict) -> None:
       continue
     numbers = holder[name]
     for number in numbers if isinstance(numbers, tuple) else (numbers,):
-      if number not in allowed or math.isinf(number):
-        raise UserError(f"{field} must be {allowed}, not {number}.")
+      real = isinstance(number, int | float)
+      if not real or number not in allowed or math.isinf(number):
+        raise UserError(f"{field} must be {allowed}, not {number!r}.")
   if not config.data.languages:
     raise UserError("data.languages must name at least one language, such as ('en',).")
   for field in ("data.languages", "sample.prompts"):
