@@ -32,6 +32,7 @@ except ImportError:
 import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
+from PIL import Image
 
 from core import parallel
 from core.workdir import read_json
@@ -262,6 +263,8 @@ def show(records: list[Record], exact: np.ndarray, out: Path) -> None:
     row[0].set_ylabel(name, rotation=0, ha="right", va="center")
   figure.tight_layout(pad=0.3)
   figure.savefig(out / "samples.png", dpi=80)
+  with Image.open(out / "samples.png") as picture:
+    picture.convert("L").save(out / "samples.png", optimize=True)
 
 
 def main(workdir: str, out: str, count: str = "1000", *budgets: str) -> None:
