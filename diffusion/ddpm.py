@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
 from core import noise
+from core.errors import unknown
 from core.family import Batch, Family, Metrics, Spec, example_keys, from_loss
 from diffusion import drawing, evals, likelihood
 from diffusion.denoiser import Model, Output, degraded
@@ -47,6 +48,8 @@ def make(config: ConfigDict, spec: Spec, guide: ConfigDict | None = None) -> Fam
   theirs = None if guide is None else Model(guide, spec)
   sample = drawing.sampler(config, model, theirs)
   edits = drawing.edits(config, model, theirs)
+  if config.sample.edit not in edits:
+    raise unknown("sample.edit", config.sample.edit, edits)
 
   def losses(
     params: PyTree, batch: Batch, rng: Array, training: bool

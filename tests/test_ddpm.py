@@ -432,6 +432,7 @@ def test_clipping_keeps_the_estimate_in_range(monkeypatch):
     ({"sample__variance": "learned", "sample__sampler": "ddpm"}, "learn_variance"),
     ({"diffusion__loss": "vlb", "noise__density": "logit_normal"}, "to 'uniform'"),
     ({"diffusion__loss": "vlb", "noise__schedule": "edm"}, "to 'uniform'"),
+    ({"sample__edit": "inpainting"}, "did you mean 'inpaint'"),
     ({"data__low_size": 8}, "data.low_size=8 must be below data.size=8"),
     (
       {
