@@ -230,7 +230,7 @@ def on_sigma(
 def test_euler(karras: bool, churn: float, queue: list) -> None:
   scheduler = diffusers.EulerDiscreteScheduler(**LINEAR, use_karras_sigmas=karras)
   sigmas, start, theirs = on_sigma(scheduler, 20, churn)
-  settings = Settings(sampler="euler", churn=churn, churn_noise=1.1)
+  settings = Settings(sampler="euler", steps=20, churn=churn, churn_noise=1.1)
   compare(ours(settings, sigmas, "ve", start), theirs)
   # The same under vp, through their lens.
   alpha = 1 / math.hypot(float(sigmas[0]), 1)
@@ -243,7 +243,9 @@ def test_edm_euler(churn: float, queue: list) -> None:
   # Up to a bound: they draw noise from the first step to the last that has some.
   bounds = (0.05, 1e9)
   sigmas, start, theirs = on_sigma(diffusers.EDMEulerScheduler(), 18, churn, bounds)
-  settings = Settings(sampler="euler", churn=churn, churn_noise=1.1, churn_min=0.05)
+  settings = Settings(
+    sampler="euler", steps=18, churn=churn, churn_noise=1.1, churn_min=0.05
+  )
   compare(ours(settings, sigmas, "ve", start), theirs)
 
 
