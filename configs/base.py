@@ -23,6 +23,9 @@ def get_config() -> ConfigDict:
   c.data.train_split = "train"
   c.data.eval_split = "test"
   c.data.low_size = 0  # side of the small picture that super-resolution starts from
+  # Workdir of a trained autoencoder, whose latents are generated in place of pixels.
+  c.data.codec = ""
+  c.data.latents = "latents"  # or tokens
   c.data.flip = False  # mirror half of the training images
   c.data.on_bad_image = "fail"  # or 'skip' unreadable files
   c.data.path = ""  # folder of the images (folder) or idx files (fashion_mnist)
@@ -210,6 +213,43 @@ def diffusion() -> ConfigDict:
   d.vlb_weight = 0.001  # of the bound that teaches it
   d.coupling = "independent"  # of pictures and noise; or optimal, within a batch
   return d
+
+
+def vae() -> ConfigDict:
+  """Autoencoders: `vae/vae.py`, `vae/hierarchical.py` and `vae/autoencoder.py`.
+
+  The networks are `model.widths` and its neighbours; each width after the first halves
+  the picture, so f = 2^(len(model.widths) - 1).
+  """
+  v = ConfigDict()
+  v.latent_channels = 4  # of the map of latents, or of each group of a hierarchy
+  # vae.vae and vae.hierarchical
+  v.latent_dim = 0  # above 0: one vector of so many latents, in place of the map
+  # bernoulli, gaussian (its scale learned), logistic (discretized), logistic_mixture,
+  # or laplace (of logits)
+  v.likelihood = "gaussian"
+  v.components = 10  # of logistic_mixture
+  v.beta = 1.0  # weight of the KL term in training
+  v.warmup_steps = 0  # updates over which it rises from 0
+  v.free_bits = 0.0  # KL of a channel, or of a group, that costs nothing, in bits
+  v.iwae_samples = 16  # k of bpd_iwae
+  v.groups = (1, 1, 1)  # of latents at each resolution, fine to coarse
+  # vae.autoencoder
+  v.bottleneck = "kl"  # kl, vq (residual with quantizers > 1), gumbel or fsq
+  v.loss = "l1"  # of the reconstruction: l1, l2 or laplace (of logits)
+  v.perceptual_weight = 0.0  # of LPIPS, with VGG16
+  v.weights = ""  # safetensors of Stable Diffusion's autoencoder to start from
+  v.kl_weight = 1e-6  # of kl and gumbel, on nats an example (gumbel: at its end)
+  v.kl_warmup_steps = 0  # updates over which gumbel's weight rises from 0
+  v.codes = 512  # in each codebook
+  v.quantizers = 1  # codebooks, each for what the one before leaves over
+  v.commitment = 0.25  # weight of |z - code|^2
+  v.codebook_decay = 0.99  # of the averages that the codes follow
+  v.revive_below = 0.1  # a code used less, in vectors a batch, is drawn anew
+  v.temperature_start, v.temperature_end = 1.0, 0.0625  # of gumbel
+  v.temperature_steps = 150_000  # updates from one to the other
+  v.levels = (8, 5, 5, 5)  # of each channel of fsq
+  return v
 
 
 def tiny(c: ConfigDict) -> ConfigDict:

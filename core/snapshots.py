@@ -17,8 +17,9 @@ from ml_collections import ConfigDict
 
 from core import arrays, ema
 from core.errors import UserError
-from core.family import State, updates_done
+from core.family import State
 from core.log import say
+from core.step import updates_done
 from core.train import Hook
 
 

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from core import noise
 from core.errors import unknown
-from core.family import Batch, Family, Metrics, Spec, example_keys, from_loss
+from core.family import Batch, Family, Metrics, Spec, example_keys
+from core.step import from_loss
 from diffusion import drawing, evals, likelihood
 from diffusion.denoiser import Model, Output, degraded
 from diffusion.settings import check

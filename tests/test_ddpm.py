@@ -10,7 +10,7 @@ import pytest
 from scipy import optimize
 
 from configs.diffusion import ddpm as ddpm_config
-from core import family, noise
+from core import noise, step
 from core.errors import UserError
 from core.family import Samples, Spec
 from diffusion import ddpm, drawing, likelihood
@@ -46,7 +46,7 @@ class Parts:
 
     def from_loss(config, **parts):
       caught.update(parts)
-      return family.from_loss(config, **parts)
+      return step.from_loss(config, **parts)
 
     def sample(denoise, keys, shape, schedule, settings):
       caught["denoise"] = denoise
@@ -266,7 +266,7 @@ def test_a_learned_variance_adds_the_bound_without_its_gradient_in_the_mean(
 
     def from_loss(config, **parts):
       caught.update(parts)
-      return family.from_loss(config, **parts)
+      return step.from_loss(config, **parts)
 
     monkeypatch.setattr(build, "make", lambda model, channels: Two())
     monkeypatch.setattr(ddpm, "from_loss", from_loss)

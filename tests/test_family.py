@@ -7,6 +7,7 @@ import pytest
 
 from configs import base
 from core import family, optim
+from core import step as steps
 from core.errors import UserError
 
 KEY = jax.random.key(1)
@@ -39,7 +40,7 @@ def make_family(config):
     off = jnp.mean((output - batch["y"]) ** 2, 1)
     return off, {"bias": jnp.broadcast_to(params["b"][0], off.shape)}
 
-  return family.from_loss(config, init=init, loss=loss, sample=no_samples, evals={})
+  return steps.from_loss(config, init=init, loss=loss, sample=no_samples, evals={})
 
 
 def make_batch(rows=8, seed=0):
@@ -150,7 +151,7 @@ def test_a_step_that_is_not_finite_changes_nothing(parts):
 
 def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is():
   # The slope of sqrt at 0 is infinite.
-  made = family.from_loss(
+  made = steps.from_loss(
     make_config(),
     init=lambda rng, batch: {"w": jnp.zeros(2)},
     loss=lambda params, batch, rng: (jnp.sqrt(params["w"]), {}),
@@ -164,6 +165,79 @@ def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is():
   assert not np.isfinite(metrics["grad_norm"])
   assert_same(after.params, before.params)
   assert after.extra["skipped"].tolist() == [1, 1]
+
+
+def tracking_family(config):
+  """Fits w to the mean of x, and tracks the sum of x and how often it was updated."""
+
+  def loss(weights, batch, rng):
+    params, tracked = weights
+    pull = 1 + tracked["updates"]
+    off = pull * jnp.mean((batch["x"] - params["w"]) ** 2, 1)
+    return off, {"seen": tracked["seen"][0] + 0 * off}, {"x": masked_sum(batch)}
+
+  return steps.from_loss(
+    config,
+    init=lambda rng, batch: {"w": jnp.ones(3)},
+    loss=loss,
+    sample=no_samples,
+    evals={
+      "pull": lambda weights, batch, rng: weights[1]["updates"] + batch["x"][:, 0]
+    },
+    tracked=steps.Tracked(
+      init=lambda rng, params, batch: {"seen": masked_sum(batch)},
+      update=lambda tracked, sums, rng: {"seen": tracked["seen"] + sums["x"]},
+    ),
+  )
+
+
+def masked_sum(batch):
+  return jnp.sum(batch["x"] * batch["_mask"][:, None], 0)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_what_is_tracked_sees_the_sums_of_the_whole_batch(parts):
+  made = tracking_family(make_config(microbatches=parts))
+  batch = make_batch()
+  batch["_mask"] = batch["_mask"].at[-3:].set(False)
+  once = np.asarray(batch["x"])[:5].sum(0)
+  state = made.init(KEY, batch)
+  assert state.extra["tracked"].keys() == {"seen"}
+  np.testing.assert_allclose(state.extra["tracked"]["seen"], once, rtol=1e-6)
+  for i in range(1, 3):
+    before = state
+    state, metrics = jax.jit(made.step)(state, batch, KEY)
+    np.testing.assert_allclose(metrics["seen"], i * once[0], rtol=1e-5)
+    np.testing.assert_allclose(
+      state.extra["tracked"]["seen"], (i + 1) * once, rtol=1e-5
+    )
+    off = np.asarray(batch["x"])[:5] - np.asarray(before.params["generator"]["w"])
+    np.testing.assert_allclose(metrics["loss"], i * np.mean(off**2), rtol=1e-5)
+  evals = made.evals["pull"](state, batch, KEY)
+  np.testing.assert_allclose(evals, 2 + batch["x"][:, 0])
+
+
+def test_a_skipped_step_changes_nothing_tracked():
+  made = tracking_family(make_config())
+  batch = make_batch()
+  before = made.init(KEY, batch)
+  bad = batch | {"x": batch["x"].at[0, 0].set(jnp.nan)}
+  after, _ = jax.jit(made.step)(before, bad, KEY)
+  assert_same(after.extra["tracked"], before.extra["tracked"])
+  assert after.extra["skipped"].tolist() == [1, 1]
+
+
+def test_what_is_tracked_is_the_same_over_devices():
+  made = tracking_family(make_config())
+  batch = make_batch()
+  state = made.init(KEY, batch)
+  whole, _ = jax.jit(made.step)(state, batch, KEY)
+  cut = jax.tree.map(lambda a: a.reshape(4, 2, *a.shape[1:]), batch)
+  step = jax.vmap(made.step, (None, 0, None, None), axis_name="devices")
+  each, _ = jax.jit(lambda *args: step(*args, "devices"))(state, cut, KEY)
+  for i in range(4):
+    part = jax.tree.map(lambda a, i=i: a[i], each.extra["tracked"])
+    assert_close(part, whole.extra["tracked"], rtol=1e-6)
 
 
 def test_an_update_that_is_not_finite_is_skipped_too():
