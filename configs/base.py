@@ -239,8 +239,8 @@ def vae() -> ConfigDict:
   v.loss = "l1"  # of the reconstruction: l1, l2 or laplace (of logits)
   v.perceptual_weight = 0.0  # of LPIPS, with VGG16
   v.weights = ""  # safetensors of Stable Diffusion's autoencoder to start from
-  v.kl_weight = 1e-6  # of kl and gumbel, on nats an example (gumbel: at its end)
-  v.kl_warmup_steps = 0  # updates over which gumbel's weight rises from 0
+  v.kl_weight = 1e-6  # of kl and gumbel, on nats a dimension of the picture
+  v.kl_warmup_steps = 0  # updates over which it rises from 0
   v.codes = 512  # in each codebook
   v.quantizers = 1  # codebooks, each for what the one before leaves over
   v.commitment = 0.25  # weight of |z - code|^2
