@@ -76,8 +76,11 @@ def score(config: ConfigDict, path: str) -> None:
 
 
 def prepare(config: ConfigDict, path: str) -> None:
-  """Builds the data set ahead of time; needs no workdir."""
+  """Builds the data set, and its latents, ahead of time; needs no workdir."""
   source.prepare(config.data)
+  if config.data.codec:
+    for split in {config.data.train_split: 0, config.data.eval_split: 0}:
+      build.encoded(config, source.load(config.data, split), split)
 
 
 MODES = {"train": train, "sample": draw, "eval": score, "prepare": prepare}

@@ -89,7 +89,7 @@ def get_config() -> ConfigDict:
   c.optim.ema_std = (0.05, 0.10)
 
   c.train = ConfigDict()
-  c.train.steps = 100_000
+  c.train.steps = 100_000  # 0 keeps the weights that the family starts from
   c.train.log_every = 50
   c.train.checkpoint_every = 1000
   c.train.keep = 2  # newest checkpoints kept
@@ -140,7 +140,8 @@ def get_config() -> ConfigDict:
   c.sample.threshold = "static"  # of the estimate of the clean image; dynamic or none
   c.sample.percentile = 0.995  # of its absolute values, for dynamic
   c.sample.augmentation = 0.1  # noise added to the small picture, in [0, 1]
-  # What --image is for: image_to_image, inpaint, invert or interpolate.
+  # What --image is for: image_to_image, inpaint, invert or interpolate; of an
+  # autoencoder reconstruct or interpolate.
   c.sample.edit = "image_to_image"
   c.sample.strength = 0.6  # share of the steps that image_to_image takes
   c.sample.frames = 8  # of the film of each picture forming
@@ -150,8 +151,9 @@ def get_config() -> ConfigDict:
 
   c.eval = ConfigDict()
   # What --mode=eval scores: the family's own evals, such as loss, and of samples fd,
-  # fd_infinity, kid, kid_subsets, is, prdc, memorisation. () takes the family's own
-  # and fd, kid, prdc, memorisation.
+  # fd_infinity, kid, kid_subsets, is, prdc, memorisation; of an autoencoder's
+  # reconstructions rfd, psnr, ssim, lpips, codebook. () takes all but fd_infinity,
+  # kid_subsets and is.
   c.eval.metrics = ()
   c.eval.train_metrics = ()  # the same in training; () takes the family's own
   # Of the evaluation split, for its own evals, and how many are drawn for the others
@@ -266,6 +268,9 @@ def tiny(c: ConfigDict) -> ConfigDict:
   c.train.steps, c.train.log_every = 4, 1
   c.train.checkpoint_every = c.train.sample_every = c.train.eval_every = 2
   c.sample.num_images, c.sample.steps, c.sample.frames = 4, 4, 2
+  if "vae" in c:
+    c.vae.codes, c.vae.latent_channels, c.vae.perceptual_weight = 16, 4, 0.0
+    c.vae.groups = (1,) * len(c.model.widths)
   c.eval.num_images, c.eval.batch_size = 16, 8
   return c
 

@@ -133,3 +133,11 @@ def sample_keys(rng: Key[Array, "*n"], n: int) -> Key[Array, " n"]:
 def count_params(params: PyTree[Shaped[Array, "..."]]) -> int:
   """How many numbers a network has."""
   return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def fingerprint(tree: PyTree[Shaped[Array, "..."]]) -> Float[Array, "2"]:
+  """Two numbers that change with any leaf: sums weighted by the leaf's place."""
+  leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
+  sums = [(i + 1) * jnp.sum(leaf) for i, leaf in enumerate(leaves)]
+  squares = [(i + 1) * jnp.sum(leaf * leaf) for i, leaf in enumerate(leaves)]
+  return jnp.stack([sum(sums), sum(squares)])

@@ -90,7 +90,7 @@ RANGES = {
   "optim.weight_decay": NATURAL,
   "optim.grad_clip": NATURAL,
   "optim.ema_decay": DECAY,
-  "train.steps": COUNT,
+  "train.steps": NATURAL,
   "train.log_every": COUNT,
   "train.checkpoint_every": COUNT,
   "train.keep": COUNT,

@@ -104,18 +104,7 @@ def from_loss(
     def gradient(batch: Batch) -> tuple[Sums, PyTree]:
       return jax.grad(total, has_aux=True)(params, state, batch, rng)[::-1]
 
-    if parts == 1:
-      return gradient(batch)
-    # Strided, so that each part takes its rows evenly from every device.
-    cut = lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1)  # noqa: E731
-    batches = jax.tree.map(cut, batch)
-    shapes = jax.eval_shape(gradient, jax.tree.map(lambda a: a[0], batches))
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    add = lambda acc, part: (  # noqa: E731
-      jax.tree.map(jnp.add, acc, gradient(part)),
-      None,
-    )
-    return jax.lax.scan(add, zero, batches)[0]
+    return in_parts(gradient, batch, parts)
 
   def step(
     state: State, batch: Batch, rng: Array, axis: str | None = None
@@ -179,6 +168,19 @@ def from_loss(
       for key, codec in codecs.items()
     },
   )
+
+
+def in_parts(fn: Callable[[Batch], PyTree], batch: Batch, parts: int) -> PyTree:
+  """The sum of fn(part) over so many parts of a batch, one after the other."""
+  if parts == 1:
+    return fn(batch)
+  # Strided, so that each part takes its rows evenly from every device.
+  cut = lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1)  # noqa: E731
+  batches = jax.tree.map(cut, batch)
+  shapes = jax.eval_shape(fn, jax.tree.map(lambda a: a[0], batches))
+  zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  add = lambda acc, part: (jax.tree.map(jnp.add, acc, fn(part)), None)  # noqa: E731
+  return jax.lax.scan(add, zero, batches)[0]
 
 
 def keep_if(good: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:

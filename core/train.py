@@ -80,7 +80,9 @@ def train(
       f"{size:,} parameters, {memory:,.0f} MiB a device; from step {start} to"
       f" {cfg.steps}"
     )
-    if start >= cfg.steps:
+    if checkpoints.latest() is None and not cfg.steps:
+      checkpoints.save(0, state)  # the weights that the family starts from
+    elif start >= cfg.steps:
       more = "set it higher to go on"
       if config.optim.schedule in ("cosine", "linear"):
         more = "its learning rate ends there, so more steps need a new workdir"

@@ -176,9 +176,11 @@ def collate(
   examples: Sequence[Example], conds: Sequence[Cond], positions: Int[np.ndarray, " b"]
 ) -> Batch:
   """Examples and their conditions -> one batch."""
-  x = np.stack([example.image for example in examples]).astype(np.float32)
-  x *= np.float32(2 / 255)
-  x -= 1
+  x = np.stack([example.image for example in examples])
+  if x.dtype == np.uint8:  # pixels; latents and tokens stay as they are
+    x = x.astype(np.float32)
+    x *= np.float32(2 / 255)
+    x -= 1
   return {
     "x": x,
     "cond": jax.tree.map(lambda *leaves: np.stack(leaves), *conds),

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 
 from core.errors import UserError
 
@@ -19,10 +19,11 @@ CACHE_BYTES = 2**30
 class Example(NamedTuple):
   """One picture [size, size, channels], its captions by language, its label.
 
-  `captions` may be empty; `label` is -1 when there is none.
+  Pixels are uint8, latents are not. `captions` may be empty; `label` is -1 when there
+  is none.
   """
 
-  image: UInt8[np.ndarray, "h w c"]
+  image: Shaped[np.ndarray, "..."]
   captions: Captions
   label: int
 

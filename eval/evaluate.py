@@ -15,7 +15,7 @@ from core.log import finite, say
 from core.parallel import Parallel
 from core.workdir import explained, write_atomic
 from data.dataset import Dataset
-from eval import scores
+from eval import reconstructed, scores
 from eval.images import of_dataset
 from eval.sampled import SampleScores
 from pipelines import build
@@ -41,7 +41,7 @@ def usual(
       say(f"{metric} is left out: data.eval_split holds training pictures")
     else:
       chosen.append(metric)
-  return tuple(chosen)
+  return (*chosen, *reconstructed.usual(family))
 
 
 def own(family: Family) -> tuple[str, ...]:
@@ -69,7 +69,8 @@ class Scorer:
     family: whose evals, and what draws.
     run: the devices.
     workdir: of the run; it need not be there yet.
-    metrics: names among the family's evals and `scores.METRICS`.
+    metrics: names among the family's evals, `scores.METRICS` and those of
+      `eval/reconstructed.py`.
     load: split -> its data.
 
   Raises:
@@ -85,19 +86,27 @@ class Scorer:
     metrics: Sequence[str],
     load: Callable[[str], Dataset],
   ):
-    known = (*family.evals, *scores.METRICS)
+    known = (*family.evals, *scores.METRICS, *reconstructed.METRICS)
     for name in metrics:
       if name not in known:
         raise unknown("metric", name, known)
     run.check_batch(config.eval.batch_size, field="eval.batch_size")
     own = [name for name in metrics if name in family.evals]
-    drawn = [name for name in metrics if name not in own]
+    drawn = [name for name in metrics if name in scores.METRICS and name not in own]
+    coded = [name for name in metrics if name not in (*own, *drawn)]
     self._config, self._workdir = config, workdir
     self._means = Means(config, family, run, own) if own else None
     self._drawn = (
       SampleScores(config, family, run, workdir, drawn, load) if drawn else None
     )
     self._held_out = load(config.data.eval_split)
+    self._coded = (
+      reconstructed.ReconstructionScores(
+        config, family, run, workdir, coded, self._held_out
+      )
+      if coded
+      else None
+    )
 
   def __call__(self, state: State) -> dict[str, Any]:
     """step, every score by its name, and `scores`: a record of each with its origin.
@@ -118,6 +127,8 @@ class Scorer:
       records += [{"metric": k, "value": v, **shared} for k, v in means.items()]
     if self._drawn:
       records += self._drawn(state)
+    if self._coded:
+      records += self._coded(state)
     if jax.process_index() == 0:
       with explained(self._workdir), (self._workdir / "scores.jsonl").open("a") as file:
         file.writelines(f"{json.dumps(finite(r))}\n" for r in records)

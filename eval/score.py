@@ -10,27 +10,20 @@ pictures of the same name (or place, in archives), such as reconstructions.
 import argparse
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
-import numpy as np
-from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from core import parallel, weights
+from core import parallel
 from core.errors import UserError, unknown
 from core.log import finite, say
 from core.workdir import write_atomic
-from eval import features, scores
+from eval import features, paired, scores
 from eval.images import ImageSet, open_images
-from eval.metrics import pixels
 from eval.sampled import neighbours
-from nets.pretrained import lpips
 from pipelines import pictures
-
-PAIRED = ("psnr", "ssim", "lpips")
 
 
 def main(argv: list[str]) -> int:
@@ -70,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
   add(
     "--metrics",
     default="fd,kid,prdc",
-    help=f"among {', '.join((*scores.METRICS, *PAIRED))}; default %(default)s",
+    help=f"among {', '.join((*scores.METRICS, *paired.METRICS))}; default %(default)s",
   )
   add("--features", default="efficientnet_lite0", help=", ".join(features.NETS))
   add("--resize", default="clean", choices=features.METHODS, help="default %(default)s")
@@ -93,8 +86,8 @@ def run(flags: argparse.Namespace) -> list[dict[str, Any]]:
   if not names:
     raise UserError("--metrics names none; leave it out for fd,kid,prdc.")
   for name in names:
-    if name not in (*scores.METRICS, *PAIRED):
-      raise unknown("--metrics", name, (*scores.METRICS, *PAIRED))
+    if name not in (*scores.METRICS, *paired.METRICS):
+      raise unknown("--metrics", name, (*scores.METRICS, *paired.METRICS))
   sets = [open_images(path) for path in (flags.generated, flags.reference)]
   generated, reference = (images.first(flags.num_images) for images in sets)
   say(f"{generated.length:,} pictures against {reference.length:,}")
@@ -104,12 +97,9 @@ def run(flags: argparse.Namespace) -> list[dict[str, Any]]:
   records = []
   if of_features:
     records += compare(flags, of_features, generated, reference)
-  for name, values in paired(names, generated, reference):
-    records.append({"metric": name, "value": float(np.mean(values))})
-    if np.isfinite(values).all() and len(values) > 1:
-      records[-1]["error"] = float(np.std(values) / (len(values) - 1) ** 0.5)
-    if name.startswith("LPIPS"):
-      records[-1]["weights_sha256"] = weights.sha256(lpips.path("alexnet"))
+  of_pairs = [name for name in names if name in paired.METRICS]
+  if of_pairs:
+    records += paired.records(of_pairs, generated, reference)
   return [record | count | source for record in records]
 
 
@@ -142,48 +132,6 @@ def compare(
   if memorised:
     provenance["held_out"] = sets["held_out"].name
   return [scores.record(score) | provenance for score in found]
-
-
-def paired(
-  names: list[str], generated: ImageSet, reference: ImageSet
-) -> Iterator[tuple[str, Float[np.ndarray, " n"]]]:
-  """(what it is called, the value of each pair) of the metrics of pairs.
-
-  Raises:
-    UserError: the two sets do not hold the same names or sizes.
-  """
-  wanted = [name for name in names if name in PAIRED]
-  if not wanted:
-    return
-  if generated.files != reference.files or generated.length != reference.length:
-    odd = sorted(set(generated.files) ^ set(reference.files))
-    hint = f"{odd[0]} is in one only" if odd else "they differ in number"
-    raise UserError(
-      f"{', '.join(wanted)} compare pictures of the same name, but {generated.name} and"
-      f" {reference.name} hold different ones ({hint})."
-    )
-  functions = {"psnr": jax.jit(pixels.psnr), "ssim": jax.jit(pixels.ssim)}
-  if "lpips" in wanted:
-    net, params = lpips.LPIPS("alexnet"), lpips.load("alexnet")
-    functions["lpips"] = jax.jit(lambda x, y: net.apply({"params": params}, x, y))
-  values = {name: [] for name in wanted}
-  for i in range(generated.length):
-    x, y = generated.read(i), reference.read(i)
-    if x.shape != y.shape:
-      raise UserError(
-        f"picture {i} is {x.shape[1]}x{x.shape[0]} in {generated.name} and"
-        f" {y.shape[1]}x{y.shape[0]} in {reference.name}: make them one size."
-      )
-    x, y = (p[None].astype(np.float32) * np.float32(2 / 255) - 1 for p in (x, y))
-    try:
-      with jax.default_matmul_precision("highest"):
-        for name in wanted:
-          values[name].append(float(functions[name](x, y)[0]))
-    except UserError as error:
-      raise UserError(f"picture {i} of {generated.name}: {error}") from error
-  called = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS-AlexNet"}
-  for name in wanted:
-    yield called[name], np.asarray(values[name])
 
 
 if __name__ == "__main__":

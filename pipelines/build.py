@@ -1,6 +1,8 @@
 """From a config to the parts it names."""
 
+import functools
 import itertools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,18 @@ from core import family as families
 from core import parallel, snapshots
 from core.checkpoint import Checkpoints, abstract_like
 from core.errors import UserError
-from core.family import Batch, Family, Spec, State
+from core.family import Batch, Family, State, fingerprint
 from core.parallel import Parallel
 from core.workdir import read_json
 from data.batches import eval_batches, train_batches
 from data.source import Dataset
+from nets.pretrained import lpips
+from pipelines import codecs
 from text import encoders
 from text.cond import Cond
 
+# What a generator models.
+DATA = tuple(f"data.{k}" for k in ("size", "channels", "low_size", "codec", "latents"))
 # What raw conditions look like.
 RAW = ("text.encoder", "text.max_tokens", "text.classes")
 
@@ -32,15 +38,36 @@ def family(config: ConfigDict, **parts: Any) -> Family:
   Raises:
     UserError: what the config asks for does not exist or does not fit.
   """
-  data = config.data
-  return families.make(config, Spec((data.size, data.size, data.channels)), **parts)
+  spec = codecs.spec(config)
+  if config.get("vae") and config.vae.perceptual_weight:
+    parts["perceptual"] = lpips.load("vgg16")
+  return families.make(config, spec, **parts)
+
+
+def codec(config: ConfigDict) -> codecs.Opened | None:
+  """The autoencoder of `data.codec`, at its newest checkpoint; None without one.
+
+  Raises:
+    UserError: there is none, or it does not fit the config.
+  """
+  return _codec(config.to_json_best_effort()) if config.data.codec else None
+
+
+@functools.lru_cache(1)  # training, its samples and its scores all ask for it
+def _codec(text: str) -> codecs.Opened:
+  config = ConfigDict(json.loads(text))
+  generator, run, state = trained(codecs.config_of(config), Path(config.data.codec))
+  # Without what only training needs.
+  state = state.replace(params={}, opt={})
+  key = np.asarray(run.run(fingerprint)((state.ema, state.extra))).tobytes().hex()
+  return codecs.Opened(codecs.of_family(config, generator), state, key)
 
 
 def example_batch(config: ConfigDict) -> Batch:
   """A batch of one blank example, for shapes."""
-  size, channels = config.data.size, config.data.channels
+  spec = codecs.spec(config)
   return {
-    "x": np.zeros((1, size, size, channels), np.float32),
+    "x": np.zeros((1, *spec.shape), spec.dtype),
     "cond": conditions(config, [""], [0]),
     "_id": np.zeros(1, np.uint32),
     "_mask": np.ones(1, bool),
@@ -129,7 +156,7 @@ def config_of_guide(config: ConfigDict) -> ConfigDict:
       " one."
     )
   guide = ConfigDict(read_json(file))
-  for field in ("family", "data.size", "data.channels", "data.low_size", *RAW):
+  for field in ("family", *DATA, *RAW):
     part, _, name = field.rpartition(".")
     ours, theirs = ((c[part] if part else c).get(name) for c in (config, guide))
     if ours != theirs:
@@ -147,6 +174,7 @@ def train_stream(
 ) -> Callable[[int], Iterator[Batch]]:
   """first step -> this process's training batches from there on."""
   data = config.data
+  dataset = encoded(config, dataset, data.train_split)
 
   def batches(start_step: int) -> Iterator[Batch]:
     return train_batches(
@@ -164,8 +192,18 @@ def train_stream(
   return batches
 
 
+def encoded(config: ConfigDict, dataset: Dataset, split: str) -> Dataset:
+  """The data set as the generator sees it: the latents of its pictures, or these."""
+  opened = codec(config)
+  if opened is None:
+    return dataset
+  run = parallel.make(config.parallel)
+  return codecs.dataset(config, opened, run, dataset, split)
+
+
 def eval_stream(config: ConfigDict, dataset: Dataset) -> Iterator[Batch]:
   """This process's rows of the first `config.eval.num_images` examples (0: all)."""
+  dataset = encoded(config, dataset, config.data.eval_split)
   batches = eval_batches(
     dataset,
     encoders.raw(config.text),

@@ -6,19 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Int, PyTree, UInt8
+from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
 from core import arrays
 from core.errors import UserError
-from core.family import Family, State
+from core.family import Family, State, fingerprint
 from core.parallel import Parallel
 from data.batches import choose, order
 from data.dataset import Dataset
-from pipelines import pictures, sample
+from pipelines import build, pictures, sample
 
 # Fields of `config.sample` that say how pictures are shown, not how they are drawn.
 # The length of the average is told by `ema`, of the weights as they are.
@@ -56,7 +55,7 @@ class Drawn:
     self._draw = sample.batch_sampler(
       config, family, run, config.eval.batch_size, film=False
     )
-    self._fingerprint = run.run(fingerprint)
+    self._fingerprint, self._codec = run.run(fingerprint), build.codec(config)
     self.nfe = 0.0  # network evaluations a picture, known once they are drawn
     self._captions, self._labels, self._places = [], [], []
     self._dataset = dataset
@@ -110,13 +109,14 @@ class Drawn:
     """All that the pictures depend on, by names that a table shows."""
     config = self._config
     conditions = json.dumps([self._captions, self._labels, self._places])
-    weights = (state.ema, state.extra.get("guide"))
+    weights = (state.ema, state.extra.get("guide"), state.extra.get("tracked"))
     return {
       "step": int(state.step),
       "num_samples": self._count,
       "ema": ema(config.optim, state),
       "ema_fingerprint": np.asarray(self._fingerprint(weights)).tobytes().hex(),
       "conditions_sha256": hashlib.sha256(conditions.encode()).hexdigest(),
+      **({"codec": self._codec.key} if self._codec else {}),
       **{k: v for k, v in config.sample.items() if k not in SHOWN},
     }
 
@@ -130,14 +130,6 @@ class Drawn:
       return found["images"], found["nfe"]
     except (OSError, KeyError, arrays.Damaged):
       return None
-
-
-def fingerprint(tree: PyTree) -> jax.Array:
-  """Two numbers that change with any leaf: sums weighted by the leaf's place."""
-  leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
-  sums = [(i + 1) * jnp.sum(leaf) for i, leaf in enumerate(leaves)]
-  squares = [(i + 1) * jnp.sum(leaf * leaf) for i, leaf in enumerate(leaves)]
-  return jnp.stack([sum(sums), sum(squares)])
 
 
 def ema(optim: ConfigDict, state: State) -> str:

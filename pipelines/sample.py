@@ -76,8 +76,13 @@ def batch_sampler(
     )
   if given is not None and config.sample.edit not in family.edits:
     raise unknown("sample.edit", config.sample.edit, family.edits)
+  codec = build.codec(config)
+  if codec and given is not None:
+    raise UserError("--image is for generators of pixels; data.codec gives latents.")
 
-  def compute(state: State, first: jax.Array, cond: Cond) -> Samples:
+  def compute(
+    state: State, first: jax.Array, cond: Cond, decoder: State | None
+  ) -> Samples:
     ids = first + jnp.arange(size, dtype=jnp.uint32)
     keys = example_keys(jax.random.key(config.sample.seed), ids)
     # The keys are cut over the devices, and so is what is drawn from them.
@@ -86,7 +91,9 @@ def batch_sampler(
       samples = family.sample(state, keys, cond, size)
     else:
       samples = family.edits[config.sample.edit](state, keys, cond, given)
-    return samples if film else samples._replace(frames=samples.frames[:0])
+    if not film:
+      samples = samples._replace(frames=samples.frames[:0])
+    return codec.decoded(decoder, samples) if codec else samples
 
   fn = run.run(compute)
 
@@ -109,7 +116,8 @@ def batch_sampler(
     if negative:
       others = build.conditions(config, [negative] * size, [0] * size)
       cond = cond.replace(negative=others)
-    out = fn(state, np.uint32(first), run.put(slice_of_process(cond)))
+    cond = run.put(slice_of_process(cond))
+    out = fn(state, np.uint32(first), cond, codec.state if codec else None)
     images, frames, nfe = jax.device_get(out)
     return Samples(images[:n], frames[:, :n], nfe[:n])
 
