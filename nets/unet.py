@@ -50,6 +50,7 @@ class ResBlock(nn.Module):
     dtype: type of the computation; parameters are float32.
     modulation: what a linear map of silu(vec) does at the second norm:
       'scale_shift' is norm(y) (1 + scale) + shift, 'shift' is norm(y + shift).
+      Without `vec` it does nothing, and there is no such map.
     skip_scale: divide the sum by sqrt(2) (Song et al. 2021, appendix H.2).
     resample: 'down' or 'up' halves or doubles the image, on both ways, before the
       first convolution and the shortcut; '' does not.
@@ -68,7 +69,7 @@ class ResBlock(nn.Module):
   def __call__(
     self,
     x: Float[Array, "b h w c"],
-    vec: Float[Array, "b e"],
+    vec: Float[Array, "b e"] | None,
     ids: Integer[Array, " b"] | None,
   ) -> Float[Array, "b h2 w2 f"]:
     zeros, f = nn.initializers.zeros, self.features
@@ -77,11 +78,13 @@ class ResBlock(nn.Module):
       x, y = ({"down": halve, "up": double}[self.resample](a) for a in (x, y))
     y = Conv(f, dtype=self.dtype, name="conv_0")(y)
     scaled = self.modulation == "scale_shift"
-    mod = Dense(2 * f if scaled else f, dtype=self.dtype, name="modulation")(
-      jax.nn.silu(vec)
-    )
-    if not scaled:
-      y, mod = y + mod[:, None, None], None
+    mod = None
+    if vec is not None:
+      mod = Dense(2 * f if scaled else f, dtype=self.dtype, name="modulation")(
+        jax.nn.silu(vec)
+      )
+      if not scaled:
+        y, mod = y + mod[:, None, None], None
     # A norm over one channel would take a shift of it away again.
     norm = GroupNorm(least=1 if scaled else 4, name="norm_1")
     y = jax.nn.silu(norm(y, mod))
@@ -283,8 +286,8 @@ def check_size(height: int, width: int, times: int, widths: tuple[int, ...]) -> 
       for up in (0, 1)
     )
     raise UserError(
-      f"An image of {height}x{width} cannot be halved {times} times, as the U-Net's"
-      f" widths {widths} ask; use {fit}, or fewer widths."
+      f"An image of {height}x{width} cannot be halved {times} times, as the widths"
+      f" {widths} ask; use {fit}, or fewer widths."
     )
 
 
@@ -292,6 +295,6 @@ def check_heads(widths: list[int], head_dim: int) -> None:
   """Raises UserError if a width does not divide into attention heads."""
   if bad := [c for c in widths if c % head_dim]:
     raise UserError(
-      f"The U-Net's width {bad[0]} does not divide into attention heads of"
+      f"The network's width {bad[0]} does not divide into attention heads of"
       f" {head_dim}; change `widths` or `head_dim`."
     )
