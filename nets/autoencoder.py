@@ -14,6 +14,8 @@ from nets.layers import Dense, GroupNorm
 from nets.unet import AttentionBlock, Conv, ResBlock, check_heads, check_size, double
 from text.cond import Cond
 
+Given = Array | None
+
 
 class Stack(nn.Module):
   """What Encoder and Decoder share: settings, blocks, and both ends of the network.
@@ -56,7 +58,7 @@ class Stack(nn.Module):
     return Conv(features, dtype=self.dtype, name="in")(x)
 
   def _blocks(
-    self, x: Array, way: str, level: int, count: int, vec: Array, ids: Array
+    self, x: Array, way: str, level: int, count: int, vec: Given, ids: Given
   ) -> Array:
     for i in range(count):
       x = self._block(x, self.widths[level], f"{way}_{level}_{i}", vec, ids)
@@ -64,7 +66,7 @@ class Stack(nn.Module):
         x = self._attend(x, f"{way}_{level}_{i}_attention")
     return x
 
-  def _middle(self, x: Array, vec: Array, ids: Array) -> Array:
+  def _middle(self, x: Array, vec: Given, ids: Given) -> Array:
     x = self._block(x, x.shape[-1], "middle_0", vec, ids)
     if self.middle_attention:
       x = self._attend(x, "middle_attention")
@@ -74,7 +76,7 @@ class Stack(nn.Module):
     x = jax.nn.silu(GroupNorm(name="out_norm")(x.astype(jnp.float32)))
     return Conv(self.out_channels, name="out")(x)
 
-  def _block(self, x: Array, features: int, name: str, vec: Array, ids: Array) -> Array:
+  def _block(self, x: Array, features: int, name: str, vec: Given, ids: Given) -> Array:
     block = nn.remat(ResBlock) if self.remat else ResBlock
     return block(features, self.dropout, self.dtype, name=name)(x, vec, ids)
 
