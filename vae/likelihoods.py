@@ -1,0 +1,231 @@
+"""p(x | z) of a picture, from the raw output of a decoder.
+
+Pictures have 256 grey levels, level k at 2k/255 - 1. Every log probability is of a
+whole picture in nats, and of levels: the mass of a level, or, of a density, its value
+in units of one level, so that bits a dimension of all kinds but bernoulli compare. A
+density must be given `dequantized` pictures: E[log p(x + u)], u uniform in the level's
+bin, is a bound on the log mass that p gives to the bin (Theis et al. 2016,
+arXiv:1511.01844, section 3.1), and without the noise it has none.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+from ml_collections import ConfigDict
+
+from core.errors import unknown
+from vae.logistic import BIN, cut_mean, draw_level, log_mass, log_scale, total
+
+EPS = 0.1  # of the logit-Laplace map of pixels
+
+Image = Float[Array, "b h w c"]
+Raw = Float[Array, "b h w r"]
+
+
+class Likelihood(NamedTuple):
+  """p(x | z).
+
+  Attributes:
+    channels: r, the channels of the decoder's output.
+    density: whether log_prob is of continuous pictures, to be `dequantized`.
+    log_prob: (x, raw) -> nats of each picture, [b].
+    mean: raw -> the expected picture, in [-1, 1].
+    sample: (raw, keys [b]) -> a picture, in [-1, 1].
+  """
+
+  channels: int
+  density: bool
+  log_prob: Callable[[Image, Raw], Float[Array, " b"]]
+  mean: Callable[[Raw], Image]
+  sample: Callable[[Raw, Key[Array, " b"]], Image]
+
+
+def make(vae: ConfigDict, channels: int) -> Likelihood:
+  """The likelihood `vae.likelihood` of pictures with so many colour channels.
+
+  Raises:
+    UserError: unknown likelihood.
+  """
+  kinds = {
+    "bernoulli": bernoulli,
+    "gaussian": gaussian,
+    "logistic": logistic,
+    "logistic_mixture": lambda c: logistic_mixture(c, vae.components),
+    "laplace": laplace,
+  }
+  if vae.likelihood not in kinds:
+    raise unknown("vae.likelihood", vae.likelihood, kinds)
+  return kinds[vae.likelihood](channels)
+
+
+def dequantized(x: Image, keys: Key[Array, " b"]) -> Image:
+  """x + u, u uniform in (-1/2, 1/2) of a level, drawn from each example's key."""
+  draw = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:], x.dtype))(keys)
+  return x + (draw - 0.5) * BIN
+
+
+def bernoulli(channels: int) -> Likelihood:
+  """t log p + (1 - t) log(1 - p), p = sigmoid(raw), t = (x + 1) / 2 in [0, 1].
+
+  Kingma & Welling 2014 (arXiv:1312.6114), appendix C.1. Of pictures in black and white
+  it is their log mass. On grey values it is neither a mass nor a density (they do not
+  sum to 1: Loaiza-Ganem & Cunningham 2019, arXiv:1907.06845), so what follows from it
+  in bits a dimension is a loss, and compares with no other likelihood.
+  """
+
+  def log_prob(x: Image, raw: Raw) -> Float[Array, " b"]:
+    t = (x + 1) / 2
+    return total(t * jax.nn.log_sigmoid(raw) + (1 - t) * jax.nn.log_sigmoid(-raw))
+
+  def sample(raw: Raw, keys: Key[Array, " b"]) -> Image:
+    draw = jax.vmap(jax.random.bernoulli)(keys, jax.nn.sigmoid(raw))
+    return 2 * draw.astype(raw.dtype) - 1
+
+  return Likelihood(
+    channels, False, log_prob, lambda raw: 2 * jax.nn.sigmoid(raw) - 1, sample
+  )
+
+
+def gaussian(channels: int) -> Likelihood:
+  """N(x; mu, sigma^2), with one sigma for each colour channel of a picture.
+
+  raw is mu and a map whose mean over the picture is log sigma: the learned scale of
+  sigma-VAE (Rybkin et al. 2021, arXiv:2006.13202, section 4), which takes the place of
+  a tuned weight of the KL term. Mean and sample are cut to [-1, 1].
+  """
+
+  def parts(raw: Raw) -> tuple[Image, Float[Array, "b 1 1 c"]]:
+    mu, scale = jnp.split(raw, 2, axis=-1)
+    return mu, log_scale(scale.mean((1, 2), keepdims=True))
+
+  def log_prob(x: Image, raw: Raw) -> Float[Array, " b"]:
+    mu, log_sigma = parts(raw)
+    off = (x - mu) * jnp.exp(-log_sigma)
+    return total(math.log(BIN) - off**2 / 2 - log_sigma - math.log(2 * math.pi) / 2)
+
+  def sample(raw: Raw, keys: Key[Array, " b"]) -> Image:
+    mu, log_sigma = parts(raw)
+    draw = jax.vmap(lambda key: jax.random.normal(key, mu.shape[1:]))(keys)
+    return jnp.clip(mu + jnp.exp(log_sigma) * draw, -1, 1)
+
+  return Likelihood(
+    2 * channels, True, log_prob, lambda raw: jnp.clip(parts(raw)[0], -1, 1), sample
+  )
+
+
+def laplace(channels: int) -> Likelihood:
+  """exp(-|logit(y) - mu| / b) / (2 b y (1 - y)) dy/dx, y = (1 - 2 eps) t + eps.
+
+  The logit-Laplace of DALL-E 1 (Ramesh et al. 2021, arXiv:2102.12092, appendix A.3)
+  with its map of pixels, t = (x + 1) / 2 and eps = 0.1; raw is mu and log b of each
+  number. It also gives mass beyond [-1, 1], to t in (-1/8, 9/8). In place of the mean
+  it has what DALL-E shows: the median sigmoid(mu), mapped back and, like a sample, cut
+  to [-1, 1].
+  """
+
+  def pixels(logits: Image) -> Image:
+    t = (jax.nn.sigmoid(logits) - EPS) / (1 - 2 * EPS)
+    return jnp.clip(2 * t - 1, -1, 1)
+
+  def log_prob(x: Image, raw: Raw) -> Float[Array, " b"]:
+    mu, log_b = jnp.split(raw, 2, axis=-1)
+    log_b = log_scale(log_b)
+    y = (1 - 2 * EPS) * (x + 1) / 2 + EPS
+    log_y, log_rest = jnp.log(y), jnp.log1p(-y)
+    off = jnp.abs(log_y - log_rest - mu) * jnp.exp(-log_b)
+    slope = math.log(BIN * (1 - 2 * EPS) / 2)
+    return total(slope - off - math.log(2) - log_b - log_y - log_rest)
+
+  def sample(raw: Raw, keys: Key[Array, " b"]) -> Image:
+    mu, log_b = jnp.split(raw, 2, axis=-1)
+    draw = jax.vmap(lambda key: jax.random.laplace(key, mu.shape[1:]))(keys)
+    return pixels(mu + jnp.exp(log_scale(log_b)) * draw)
+
+  def mean(raw: Raw) -> Image:
+    return pixels(jnp.split(raw, 2, axis=-1)[0])
+
+  return Likelihood(2 * channels, True, log_prob, mean, sample)
+
+
+def logistic(channels: int) -> Likelihood:
+  """The mass that a logistic distribution gives to x's level.
+
+  F(x + 1/2 level) - F(x - 1/2 level), F(v) = sigmoid((v - mu) / s), where the lowest
+  and the highest level reach to infinity: Kingma et al. 2016 (arXiv:1606.04934);
+  Salimans et al. 2017 (arXiv:1701.05517), eq. 2. raw is mu and log s of each number.
+  The mean is `cut_mean`.
+  """
+
+  def parts(raw: Raw) -> tuple[Image, Image]:
+    mu, scale = jnp.split(raw, 2, axis=-1)
+    return mu, log_scale(scale)
+
+  return Likelihood(
+    2 * channels,
+    False,
+    lambda x, raw: total(log_mass(x, *parts(raw))),
+    lambda raw: cut_mean(*parts(raw)),
+    lambda raw, keys: draw_level(*parts(raw), keys),
+  )
+
+
+def logistic_mixture(channels: int, components: int) -> Likelihood:
+  """A mixture of `logistic` for the colours of a pixel together: PixelCNN++.
+
+  sum_i pi_i prod_c mass(x_c; mu_ic, s_ic), where the means of later channels are linear
+  in the earlier ones of the picture: mu_G + alpha x_R, and mu_B + beta x_R + gamma x_G
+  (Salimans et al. 2017, arXiv:1701.05517, eq. 2-3). raw is, for each component: log pi,
+  then mu, log s of each channel, then the coefficients before their tanh. The mean
+  takes the channels in turn, each component's given its own means of the channels
+  before: the expected picture, but for what the open ends cut off of those.
+  """
+  pairs = [(c, d) for c in range(channels) for d in range(c)]
+  each = 1 + 2 * channels + len(pairs)
+
+  def parts(raw: Raw) -> tuple:
+    """log pi [b h w k], mu and log s [b h w k c], (channel, earlier) -> [b h w k]."""
+    raw = raw.reshape(*raw.shape[:-1], components, each)
+    mu, scale = raw[..., 1 : 1 + channels], raw[..., 1 + channels : 1 + 2 * channels]
+    weights = jnp.tanh(raw[..., 1 + 2 * channels :])
+    coupling = {pair: weights[..., i] for i, pair in enumerate(pairs)}
+    return jax.nn.log_softmax(raw[..., 0]), mu, log_scale(scale), coupling
+
+  def shifted(mu: Array, coupling: dict, c: int, before: list[Array]) -> Array:
+    """The mean of channel c, given the channels before it."""
+    return mu[..., c] + sum(coupling[c, d] * before[d] for d in range(c))
+
+  def log_prob(x: Image, raw: Raw) -> Float[Array, " b"]:
+    log_pi, mu, log_s, coupling = parts(raw)
+    seen = [x[..., c, None] for c in range(channels)]
+    each = [
+      log_mass(seen[c], shifted(mu, coupling, c, seen), log_s[..., c])
+      for c in range(channels)
+    ]
+    return total(jax.nn.logsumexp(log_pi + sum(each), axis=-1))
+
+  def mean(raw: Raw) -> Image:
+    log_pi, mu, log_s, coupling = parts(raw)
+    found = []
+    for c in range(channels):
+      found.append(cut_mean(shifted(mu, coupling, c, found), log_s[..., c]))
+    return jnp.einsum("bhwk,cbhwk->bhwc", jnp.exp(log_pi), jnp.stack(found))
+
+  def sample(raw: Raw, keys: Key[Array, " b"]) -> Image:
+    log_pi, mu, log_s, coupling = parts(raw)
+    keys = jax.vmap(lambda key: jax.random.split(key, 1 + channels))(keys)
+    i = jax.vmap(jax.random.categorical)(keys[:, 0], log_pi)[..., None]
+
+    def pick(a: Array) -> Array:
+      return jnp.take_along_axis(a, i, axis=3)[..., 0]
+
+    found = []
+    for c in range(channels):
+      at = shifted(mu, coupling, c, [a[..., None] for a in found])
+      found.append(draw_level(pick(at), pick(log_s[..., c]), keys[:, 1 + c]))
+    return jnp.stack(found, axis=-1)
+
+  return Likelihood(components * each, False, log_prob, mean, sample)
