@@ -1,0 +1,1 @@
+"""Configs of variational autoencoders and image tokenizers, one file a method."""
