@@ -80,7 +80,7 @@ def test_the_optimum_of_the_bound_is_the_likelihood():
 
 @pytest.mark.usefixtures("double")
 def test_with_a_wrong_posterior_iwae_rises_in_k_to_the_likelihood():
-  n = 20_000
+  n = 10_000
   wrong = Posterior(
     jnp.asarray(MEAN) + 0.2, jnp.broadcast_to(jnp.log(VAR) + 0.7, MEAN.shape)
   )
@@ -90,10 +90,11 @@ def test_with_a_wrong_posterior_iwae_rises_in_k_to_the_likelihood():
     eps = jax.random.normal(jax.random.fold_in(KEY, i), many.mean.shape)
     return log_px(X[:1], many.at(eps)) + many.log_ratio(eps)
 
-  found = [float(bounds.iwae(log_weight, k).mean()) for k in (1, 2, 5, 20, 100)]
+  ks = (1, 2, 8, 64)
+  found = jax.jit(lambda: [bounds.iwae(log_weight, k).mean() for k in ks])()
   assert (np.diff(found) > 0).all()
-  np.testing.assert_allclose(found[0], elbo(wrong)[0], atol=0.02)
-  assert EXACT[0] - 0.01 < found[-1] < EXACT[0]
+  np.testing.assert_allclose(found[0], elbo(wrong)[0], atol=0.04)
+  assert EXACT[0] - 0.02 < found[-1] < EXACT[0]
   assert found[0] < EXACT[0] - 0.3
   # Of three weights by hand.
   three = bounds.iwae(lambda i: jnp.log(jnp.array([[2.0], [3.0], [7.0]]))[i], 3)
@@ -218,9 +219,12 @@ def test_a_step_does_not_depend_on_how_a_batch_is_cut():
     made = family(config)
     state = made.init(KEY, two_classes(config))
     state, metrics = jax.jit(made.step)(state, two_classes(config), KEY)
-    results.append((state.params, metrics["loss"]))
+    moments = optax.tree.get(state.opt, "mu")  # a tenth of the gradient
+    results.append((moments, metrics["loss"]))
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), results[0], results[1]
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+    results[0],
+    results[1],
   )
 
 

@@ -60,7 +60,7 @@ class Net(nn.Module):
     ids: Integer[Array, " b"] | None = None,
   ) -> Posterior:
     """q(z|x, y)."""
-    moments = self.encoder(x, vec, ids).astype(jnp.float32)
+    moments = self.encoder(x, vec, ids)
     if self.latent_dim:
       moments = self.to_vector(moments.reshape(len(x), 1, 1, -1))
     mean, logvar = jnp.split(moments, 2, axis=-1)
@@ -75,7 +75,7 @@ class Net(nn.Module):
     """What the likelihood makes p(x|z, y) of."""
     if self.latent_dim:
       z = self.to_map(z).reshape(len(z), *self.place)
-    return self.decoder(z, vec, ids).astype(jnp.float32)
+    return self.decoder(z, vec, ids)
 
 
 @dataclasses.dataclass(frozen=True)
