@@ -254,6 +254,20 @@ def vae() -> ConfigDict:
   return v
 
 
+def mixture() -> ConfigDict:
+  """A mixture of Gaussians fitted by EM (`vae/mixture.py`)."""
+  m = ConfigDict()
+  m.components = 100  # Gaussians; no more than data.batch_size
+  m.rank = 0  # of the covariance besides its diagonal; 0 for a diagonal one
+  # Least variance of a pixel: that of rounding to 8 bits, (2 / 255)^2 / 12.
+  m.floor = 5.126e-6
+  # A step weighs (t + 2)^-power after t updates: in (0.5, 1] EM settles; 0 forgets all
+  # but the newest batch, which is plain EM if that is the whole data.
+  m.power = 0.6
+  m.smoothing = 0.01  # added to each component's count of a word or class in a batch
+  return m
+
+
 def tiny(c: ConfigDict) -> ConfigDict:
   """Any config at the size that tests use: seconds on two cores."""
   c.data.size = min(c.data.size, 8)

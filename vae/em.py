@@ -1,0 +1,240 @@
+"""Expectation maximisation for a mixture of factor analysers with words.
+
+Component k of weight pi_k draws z ~ N(0, I_r), then x = W_k z + mu_k + e with
+e ~ N(0, diag(psi_k)), and words independently of x and of each other. So x is
+N(mu_k, W_k W_k^T + diag(psi_k)); rank r = 0 is a mixture of diagonal Gaussians.
+Ghahramani & Hinton 1996 (CRG-TR-96-1), section 3; for images Richardson & Weiss 2018
+(arXiv:1805.12462).
+
+Appending 1 to z makes the mean one more column: x = F [z, 1] + e, F = [W, mu].
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.scipy.linalg import cho_solve
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Bool, Float, Key, UInt32
+
+from core.family import example_keys
+
+# Without it, accelerators multiply in fewer bits than small variances need.
+einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+# Below such a share of the rows, a component has no rows to learn from.
+EMPTY = 1e-12
+
+
+class Mixture(struct.PyTreeNode):
+  """The parameters of k components, of d numbers, s = r + 1 and v words."""
+
+  weight: Float[Array, " k"]  # pi, sums to 1
+  factors: Float[Array, "k d s"]  # [W, mu]
+  noise: Float[Array, "k d"]  # psi
+  words: Float[Array, "k v"]  # log p(word | k)
+
+  @property
+  def mean(self) -> Float[Array, "k d"]:
+    """mu."""
+    return self.factors[..., -1]
+
+
+class Statistics(struct.PyTreeNode):
+  """Expected sums over rows, weighted by the responsibilities q = p(k | x, y)."""
+
+  zz: Float[Array, "k s s"]  # q E[[z, 1] [z, 1]^T]; its last entry is the sum of q
+  xz: Float[Array, "k d s"]  # q x E[z, 1]^T
+  xx: Float[Array, "k d"]  # q x^2
+  words: Float[Array, "k v"]  # q times the count of each word
+
+
+def log_density(
+  mixture: Mixture, x: Float[Array, "b d"]
+) -> tuple[Float[Array, "k b"], Float[Array, "k b r"]]:
+  """log p(x | k), and E[z | x, k].
+
+  With C = W W^T + Psi and A = I + W^T Psi^-1 W (r x r) the determinant lemma gives
+  log |C| = log |Psi| + log |A|, and Woodbury's identity E[z] = A^-1 W^T Psi^-1 (x - mu)
+  and (x - mu)^T C^-1 (x - mu) = |x - mu - W E[z]|^2_Psi^-1 + |E[z]|^2. No d x d matrix
+  is made. Written so, the square is a sum of positive terms: the usual difference loses
+  all digits in float32 where psi is small.
+  """
+  chol = cholesky(mixture)
+  log_det = jnp.sum(jnp.log(mixture.noise), -1)
+  log_det += 2 * jnp.sum(jnp.log(jnp.diagonal(chol, axis1=1, axis2=2)), -1)
+
+  # One component after the other: [k, b, d] would not fit.
+  def one(part: tuple) -> tuple[Float[Array, " b"], Float[Array, "b r"]]:
+    factors, noise, chol = part
+    loadings, off = factors[:, :-1], x - factors[:, -1]
+    projected = einsum("bd,dr->rb", off / noise, loadings)
+    z = cho_solve((chol, True), projected).T
+    rest = off - einsum("br,dr->bd", z, loadings)
+    return jnp.sum(rest**2 / noise, -1) + jnp.sum(z**2, -1), z
+
+  square, z = jax.lax.map(one, (mixture.factors, mixture.noise, chol))
+  constant = x.shape[-1] * math.log(2 * math.pi)
+  return -0.5 * (constant + log_det[:, None] + square), z
+
+
+def cholesky(mixture: Mixture) -> Float[Array, "k r r"]:
+  """The lower triangular root of A = I + W^T Psi^-1 W."""
+  loadings = mixture.factors[..., :-1]
+  scaled = loadings / mixture.noise[..., None]
+  identity = jnp.eye(loadings.shape[-1])
+  return jnp.linalg.cholesky(identity + einsum("kdr,kds->krs", loadings, scaled))
+
+
+def log_evidence(mixture: Mixture, words: Float[Array, "b v"]) -> Float[Array, "k b"]:
+  """log p(k) p(y | k) of counted words y: log pi_k + sum_v y_v log p(v | k)."""
+  weight = jnp.log(jnp.maximum(mixture.weight, EMPTY))
+  return weight[:, None] + einsum("kv,bv->kb", mixture.words, words)
+
+
+def log_joint(
+  mixture: Mixture, x: Float[Array, "b d"], words: Float[Array, "b v"]
+) -> Float[Array, " b"]:
+  """log p(x, y) = log sum_k p(k) p(y | k) p(x | k)."""
+  joint = log_density(mixture, x)[0] + log_evidence(mixture, words)
+  return logsumexp(joint, axis=0)
+
+
+def log_conditional(
+  mixture: Mixture, x: Float[Array, "b d"], words: Float[Array, "b v"]
+) -> Float[Array, " b"]:
+  """log p(x | y) = log p(x, y) - log p(y), with p(y) = sum_k p(k) p(y | k)."""
+  log_y = logsumexp(log_evidence(mixture, words), axis=0)
+  return log_joint(mixture, x, words) - log_y
+
+
+def draw(
+  mixture: Mixture, key: Key[Array, ""], log_k: Float[Array, " k"]
+) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
+  """One x, and the mean of its component, which is drawn first, by log_k + constant."""
+  key_k, key_z, key_e = jax.random.split(key, 3)
+  k = jax.random.categorical(key_k, log_k)
+  factors, noise = mixture.factors[k], mixture.noise[k]
+  z = jax.random.normal(key_z, factors.shape[1:])[:-1]
+  e = jnp.sqrt(noise) * jax.random.normal(key_e, noise.shape)
+  return factors[:, -1] + factors[:, :-1] @ z + e, factors[:, -1]
+
+
+def expect(
+  mixture: Mixture,
+  x: Float[Array, "b d"],
+  words: Float[Array, "b v"],
+  mask: Bool[Array, " b"],
+) -> tuple[Statistics, Float[Array, " b"]]:
+  """The E step: sums over the unmasked rows, and log p(x, y) of each row.
+
+  Cov[z | x, k] = A^-1 for every x (Ghahramani & Hinton 1996, equations 2 and 3).
+  """
+  log_p, z = log_density(mixture, x)
+  joint = log_p + log_evidence(mixture, words)
+  total = logsumexp(joint, axis=0)
+  q = jnp.where(mask, jnp.exp(joint - total), 0.0)
+  z = jnp.concatenate([z, jnp.ones_like(z[..., :1])], -1)
+  qz = q[..., None] * z
+  chol = cholesky(mixture)
+  identity = jnp.broadcast_to(jnp.eye(chol.shape[-1]), chol.shape)
+  cov = jax.vmap(lambda c, i: cho_solve((c, True), i))(chol, identity)
+  cov = jnp.pad(cov, ((0, 0), (0, 1), (0, 1)))
+  statistics = Statistics(
+    zz=einsum("kbr,kbs->krs", qz, z) + q.sum(1)[:, None, None] * cov,
+    xz=einsum("bd,kbs->kds", x, qz),
+    xx=einsum("bd,kb->kd", x**2, q),
+    words=einsum("kb,bv->kv", q, words),
+  )
+  return statistics, total
+
+
+def maximise(
+  statistics: Statistics,
+  before: Mixture,
+  *,
+  floor: float | Float[Array, ""],
+  smoothing: float | Float[Array, ""],
+) -> Mixture:
+  """The M step: the parameters that make the expected log-likelihood greatest.
+
+  F = xz zz^-1, psi = (xx - diag(F xz^T)) / n, pi = n / sum n with n the sum of q
+  (Ghahramani & Hinton 1996, equations 7 and 8), and p(v | k) the share of word v.
+
+  Args:
+    statistics: of any scale: sums or means over rows.
+    before: what a component without rows keeps.
+    floor: least psi. The greatest likelihood under such a bound has max(psi, floor).
+    smoothing: added to the count of every word (the mode under a symmetric Dirichlet
+      prior with parameter 1 + smoothing), in the statistics' scale. Above 0.
+  """
+  count = statistics.zz[:, -1, -1]
+  some = count > EMPTY
+  identity = jnp.eye(statistics.zz.shape[-1])
+  zz = jnp.where(some[:, None, None], statistics.zz, identity)
+  factors = jnp.linalg.solve(zz, statistics.xz.swapaxes(1, 2)).swapaxes(1, 2)
+  noise = statistics.xx - jnp.sum(factors * statistics.xz, -1)
+  noise = jnp.maximum(noise / zz[:, -1, -1, None], floor)
+  words = jnp.log(statistics.words + smoothing)
+  return Mixture(
+    weight=count / jnp.sum(count),
+    factors=jnp.where(some[:, None, None], factors, before.factors),
+    noise=jnp.where(some[:, None], noise, before.noise),
+    words=jax.nn.log_softmax(words),
+  )
+
+
+def start(
+  rng: Key[Array, ""],
+  x: Float[Array, "b d"],
+  ids: UInt32[Array, " b"],
+  mask: Bool[Array, " b"],
+  sizes: tuple[int, int, int],
+  floor: float,
+) -> Mixture:
+  """Even components around different rows of x, all with the variance of the rows.
+
+  Half of the variance is the noise's; the other half is that of loadings W drawn at
+  random, since from W = 0 EM never moves.
+
+  Args:
+    rng: key of the draws. That of a row comes from its id.
+    x: data; with fewer rows than components, rows are taken again.
+    ids: of the rows.
+    mask: which rows count.
+    sizes: how many components, the rank and how many words.
+    floor: least psi.
+  """
+  components, rank, kinds = sizes
+  rows_key, loadings_key = jax.random.split(rng)
+  order = jax.vmap(jax.random.uniform)(example_keys(rows_key, ids))
+  chosen = jnp.resize(jnp.argsort(jnp.where(mask, order, 2.0)), components)
+  mean = x[chosen]
+  share = mask[:, None] / jnp.maximum(jnp.sum(mask), 1)
+  variance = jnp.sum(share * (x - jnp.sum(share * x, 0)) ** 2, 0)
+  variance = jnp.maximum(variance / (2 if rank else 1), floor)
+  loadings = jax.random.normal(loadings_key, (*mean.shape, rank)) / max(rank, 1) ** 0.5
+  loadings *= jnp.sqrt(variance)[:, None]
+  return Mixture(
+    weight=jnp.full(components, 1 / components),
+    factors=jnp.concatenate([loadings, mean[..., None]], -1),
+    noise=jnp.broadcast_to(variance, mean.shape),
+    words=jnp.full((components, kinds), -math.log(kinds)),
+  )
+
+
+def expected(mixture: Mixture) -> Statistics:
+  """The statistics of a row that the mixture itself draws, but for its words.
+
+  Where stepwise EM starts: `maximise` of them gives back the mixture, with even words.
+  """
+  weight, (*_, size) = mixture.weight, mixture.factors.shape
+  xx = jnp.sum(mixture.factors**2, -1) + mixture.noise
+  return Statistics(
+    zz=weight[:, None, None] * jnp.eye(size),
+    xz=weight[:, None, None] * mixture.factors,
+    xx=weight[:, None] * xx,
+    words=jnp.zeros_like(mixture.words),
+  )
