@@ -15,7 +15,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.scipy.linalg import cho_solve
+from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Bool, Float, Key, UInt32
 
@@ -62,30 +62,36 @@ def log_density(
   is made. Written so, the square is a sum of positive terms: the usual difference loses
   all digits in float32 where psi is small.
   """
-  chol = cholesky(mixture)
-  log_det = jnp.sum(jnp.log(mixture.noise), -1)
-  log_det += 2 * jnp.sum(jnp.log(jnp.diagonal(chol, axis1=1, axis2=2)), -1)
+  loadings, noise = mixture.factors[..., :-1], mixture.noise[..., None]
+  log_det_a, cov = latent(mixture)
+  log_det = jnp.sum(jnp.log(mixture.noise), -1) + log_det_a
+  gain = einsum("kdr,krs->kds", loadings / noise, cov)
 
   # One component after the other: [k, b, d] would not fit.
   def one(part: tuple) -> tuple[Float[Array, " b"], Float[Array, "b r"]]:
-    factors, noise, chol = part
-    loadings, off = factors[:, :-1], x - factors[:, -1]
-    projected = einsum("bd,dr->rb", off / noise, loadings)
-    z = cho_solve((chol, True), projected).T
-    rest = off - einsum("br,dr->bd", z, loadings)
+    factors, noise, gain = part
+    off = x - factors[:, -1]
+    z = einsum("bd,dr->br", off, gain)
+    rest = off - einsum("br,dr->bd", z, factors[:, :-1])
     return jnp.sum(rest**2 / noise, -1) + jnp.sum(z**2, -1), z
 
-  square, z = jax.lax.map(one, (mixture.factors, mixture.noise, chol))
+  square, z = jax.lax.map(one, (mixture.factors, mixture.noise, gain))
   constant = x.shape[-1] * math.log(2 * math.pi)
   return -0.5 * (constant + log_det[:, None] + square), z
 
 
-def cholesky(mixture: Mixture) -> Float[Array, "k r r"]:
-  """The lower triangular root of A = I + W^T Psi^-1 W."""
+def latent(
+  mixture: Mixture,
+) -> tuple[Float[Array, " k"], Float[Array, "k r r"]]:
+  """log |A| and A^-1 = Cov[z | x, k], the same for every x, of A = I + W^T Psi^-1 W."""
   loadings = mixture.factors[..., :-1]
-  scaled = loadings / mixture.noise[..., None]
   identity = jnp.eye(loadings.shape[-1])
-  return jnp.linalg.cholesky(identity + einsum("kdr,kds->krs", loadings, scaled))
+  scaled = loadings / mixture.noise[..., None]
+  root = jnp.linalg.cholesky(identity + einsum("kdr,kds->krs", loadings, scaled))
+  solve = lambda c: solve_triangular(c, identity, lower=True)  # noqa: E731
+  inverse = jax.vmap(solve)(root)
+  log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(root, axis1=1, axis2=2)), -1)
+  return log_det, einsum("kqr,kqs->krs", inverse, inverse)
 
 
 def log_evidence(mixture: Mixture, words: Float[Array, "b v"]) -> Float[Array, "k b"]:
@@ -130,18 +136,15 @@ def expect(
 ) -> tuple[Statistics, Float[Array, " b"]]:
   """The E step: sums over the unmasked rows, and log p(x, y) of each row.
 
-  Cov[z | x, k] = A^-1 for every x (Ghahramani & Hinton 1996, equations 2 and 3).
+  E[z z^T] = Cov[z] + E[z] E[z]^T (Ghahramani & Hinton 1996, equations 2 and 3).
   """
   log_p, z = log_density(mixture, x)
   joint = log_p + log_evidence(mixture, words)
   total = logsumexp(joint, axis=0)
   q = jnp.where(mask, jnp.exp(joint - total), 0.0)
-  z = jnp.concatenate([z, jnp.ones_like(z[..., :1])], -1)
+  z = jnp.concatenate([z, jnp.ones((*q.shape, 1))], -1)
   qz = q[..., None] * z
-  chol = cholesky(mixture)
-  identity = jnp.broadcast_to(jnp.eye(chol.shape[-1]), chol.shape)
-  cov = jax.vmap(lambda c, i: cho_solve((c, True), i))(chol, identity)
-  cov = jnp.pad(cov, ((0, 0), (0, 1), (0, 1)))
+  cov = jnp.pad(latent(mixture)[1], ((0, 0), (0, 1), (0, 1)))
   statistics = Statistics(
     zz=einsum("kbr,kbs->krs", qz, z) + q.sum(1)[:, None, None] * cov,
     xz=einsum("bd,kbs->kds", x, qz),
@@ -218,10 +221,10 @@ def start(
   loadings = jax.random.normal(loadings_key, (*mean.shape, rank)) / max(rank, 1) ** 0.5
   loadings *= jnp.sqrt(variance)[:, None]
   return Mixture(
-    weight=jnp.full(components, 1 / components),
+    weight=jnp.full(components, 1 / components, x.dtype),
     factors=jnp.concatenate([loadings, mean[..., None]], -1),
     noise=jnp.broadcast_to(variance, mean.shape),
-    words=jnp.full((components, kinds), -math.log(kinds)),
+    words=jnp.full((components, kinds), -math.log(kinds), x.dtype),
   )
 
 
