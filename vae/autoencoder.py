@@ -1,0 +1,212 @@
+"""Autoencoders for generators to work in: pictures to latents or tokens, and back.
+
+The first stage of latent diffusion (Rombach et al. 2022, arXiv:2112.10752), of VQ-VAE
+(van den Oord et al. 2017, arXiv:1711.00937) and RQ-VAE, of DALL-E (Ramesh et al. 2021,
+arXiv:2102.12092) and of FSQ (Mentzer et al. 2023, arXiv:2309.15505): one loss, and the
+bottleneck between encoder and decoder is `vae.bottleneck`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+from ml_collections import ConfigDict
+
+from core.errors import UserError, unknown
+from core.family import Batch, Codec, Family, Samples, Spec, example_keys, sample_keys
+from core.step import Tracked, from_loss
+from nets import build
+from nets.autoencoder import Autoencoder
+from nets.pretrained.lpips import LPIPS
+from vae import bottlenecks, edits, likelihoods, statistics
+from vae.bottlenecks import Code, Rows
+
+LOSSES = ("l1", "l2", "laplace")
+DECAY = 0.99  # of the averages of latents and of the codes' use
+
+
+def make(
+  config: ConfigDict,
+  spec: Spec,
+  perceptual: PyTree = None,
+  weights: PyTree = None,
+) -> Family:
+  """The autoencoder of `config.vae`, with the networks of `config.model`.
+
+  The loss of an example is |x - x_hat| (or its square, or -log of the logit-Laplace
+  density), the mean over its numbers, + `vae.perceptual_weight` LPIPS(x, x_hat) + the
+  bottleneck's own term (`vae/bottlenecks.py`).
+
+  Of the latents the mean and deviation of each channel, of tokens the frequencies are
+  averaged over training. `codecs["latents"]` has mean 0 and deviation 1 by them, and a
+  sample draws each place on its own by them: it shows what a prior is needed for.
+
+  Args:
+    config: the whole config.
+    spec: of the pictures.
+    perceptual: parameters of LPIPS('vgg16'), where `vae.perceptual_weight` is above 0.
+    weights: the network's parameters to start from.
+
+  Raises:
+    UserError: settings that are unknown or do not go together.
+  """
+  settings, model = config.vae, config.model
+  if settings.loss not in LOSSES:
+    raise unknown("vae.loss", settings.loss, LOSSES)
+  if config.text.encoder != "none":
+    raise UserError(
+      "vae.autoencoder reads no condition: set text.encoder to 'none', not"
+      f" {config.text.encoder!r}."
+    )
+  height, width, channels = spec.shape
+  dims, f = height * width * channels, 2 ** (len(model.widths) - 1)
+  laplace = likelihoods.laplace(channels)
+  bottleneck = bottlenecks.make(settings, dims, config.data.batch_size)
+  net = Autoencoder(
+    image_channels=laplace.channels if settings.loss == "laplace" else channels,
+    encoded=bottleneck.encoded,
+    latent=bottleneck.latent,
+    widths=tuple(model.widths),
+    blocks=model.blocks,
+    attention=tuple(model.attention),
+    head_dim=model.head_dim,
+    dropout=model.dropout,
+    dtype=build.dtype(model),
+    remat=model.remat,
+  )
+
+  def encode(params: PyTree, x: Array, **training: Any) -> Float[Array, "b i j c"]:
+    return net.apply({"params": params}, x, method="encode", **training)
+
+  def decode(params: PyTree, z: Array, **training: Any) -> Float[Array, "b h w c"]:
+    return net.apply({"params": params}, z, method="decode", **training)
+
+  def picture(params: PyTree, z: Array) -> Float[Array, "b h w c"]:
+    raw = decode(params, z)
+    return laplace.mean(raw) if settings.loss == "laplace" else jnp.clip(raw, -1, 1)
+
+  def init(rng: Array, batch: Batch) -> PyTree:
+    if weights is not None:
+      return jax.tree.map(jnp.asarray, weights)
+    return net.init(rng, batch["x"][:1])["params"]
+
+  def losses(weights: PyTree, batch: Batch, rng: Array, training: bool) -> tuple:
+    (params, tracked), x, ids = weights, batch["x"], batch["_id"]
+    how = {"ids": ids, "rngs": {"dropout": rng}} if training else {}
+    h = encode(params, x, **how)
+    mask = batch["_mask"].astype(jnp.float32)
+    keys = example_keys(rng, ids)
+    rows = Rows(ids, keys, mask, tracked["updates"])
+    passed = bottleneck.train(h, tracked["bottleneck"], rows)
+    raw = decode(params, passed.z, **how)
+    found = raw
+    if settings.loss == "laplace":
+      found = laplace.mean(raw)
+      noisy = likelihoods.dequantized(
+        x, jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+      )
+      reconstruction = -laplace.log_prob(noisy, raw) / dims
+    else:
+      power = {"l1": 1, "l2": 2}[settings.loss]
+      reconstruction = jnp.mean(jnp.abs(x - raw) ** power, axis=(1, 2, 3))
+    loss = reconstruction + passed.penalty
+    metrics = {"reconstruction": reconstruction, **passed.metrics}
+    if settings.perceptual_weight:
+      distance = LPIPS().apply(
+        {"params": tracked["perceptual"]}, colour(x), colour(found)
+      )
+      loss += settings.perceptual_weight * distance
+      metrics["perceptual"] = distance
+    if "tokens" in bottleneck.codes:
+      used = statistics.use(tracked["seen"]["tokens"])
+      metrics |= {name: jnp.broadcast_to(v, len(x)) for name, v in used.items()}
+    sums = {"bottleneck": passed.sums, "seen": see(h, tracked, mask)}
+    return loss, metrics, sums
+
+  def see(h: Array, tracked: PyTree, mask: Array) -> PyTree:
+    """What is counted of each form, over the unmasked rows."""
+    found = {}
+    for name, code in bottleneck.codes.items():
+      coded = jax.lax.stop_gradient(code.encode(h, tracked["bottleneck"]))
+      if code.vocab_size:
+        found[name] = statistics.counts(coded, mask, code.vocab_size)
+      else:
+        found[name] = statistics.moments(coded, mask)
+    return found
+
+  def track(rng: Array, params: PyTree, batch: Batch) -> dict[str, PyTree]:
+    h = encode(params, batch["x"])
+    tracked = {"bottleneck": bottleneck.init(rng, h)}
+    if perceptual is not None:
+      tracked["perceptual"] = jax.tree.map(jnp.asarray, perceptual)
+    mask = batch["_mask"].astype(jnp.float32)
+    return tracked | {"seen": see(h, tracked, mask)}
+
+  def update(tracked: dict[str, PyTree], sums: PyTree, rng: Array) -> dict[str, PyTree]:
+    average = lambda old, new: DECAY * old + (1 - DECAY) * new  # noqa: E731
+    return tracked | {
+      "bottleneck": bottleneck.update(tracked["bottleneck"], sums["bottleneck"], rng),
+      "seen": jax.tree.map(average, tracked["seen"], sums["seen"]),
+    }
+
+  def codec(name: str, code: Code) -> Codec:
+    shape = (height // f, width // f, code.channels)
+    dtype = jnp.int32 if code.vocab_size else jnp.float32
+    stored = Spec(shape, dtype, code.vocab_size)
+
+    def to_code(weights: PyTree, x: Array, keys: Array) -> Array:
+      params, tracked = weights
+      found = code.encode(encode(params, x), tracked["bottleneck"])
+      return (
+        found if code.vocab_size else statistics.standard(found, tracked["seen"][name])
+      )
+
+    def to_picture(weights: PyTree, coded: Array) -> Array:
+      params, tracked = weights
+      if not code.vocab_size:
+        coded = statistics.original(coded, tracked["seen"][name])
+      return picture(params, code.decode(coded, tracked["bottleneck"]))
+
+    return Codec(stored, to_code, to_picture)
+
+  codecs = {name: codec(name, code) for name, code in bottleneck.codes.items()}
+  # Tokens where there are any: what is decoded is what would be stored.
+  own, form = list(codecs.items())[-1]
+
+  def sample(weights: PyTree, rng: Array, cond: Any, n: int) -> Samples:
+    keys, shape = sample_keys(rng, n), form.spec.shape
+    stages = jnp.arange(1, config.sample.frames + 1) / config.sample.frames
+    if form.spec.vocab_size:
+      logits = statistics.log_frequencies(weights[1]["seen"][own])
+      draw = lambda key: jax.random.categorical(key, logits, shape=shape)  # noqa: E731
+      drawn = jax.vmap(draw)(keys).astype(jnp.int32)
+      places = jnp.arange(shape[0] * shape[1]).reshape(*shape[:2], 1) + 1
+      usual = jnp.argmax(logits, -1).astype(jnp.int32)
+      stage = lambda s: jnp.where(places <= s * places.size, drawn, usual)  # noqa: E731
+    else:
+      drawn = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+      stage = lambda s: s * drawn  # noqa: E731
+    frames = jax.lax.map(lambda s: form.decode(weights, stage(s)), stages)
+    return Samples(frames[-1], frames, jnp.ones(n, jnp.int32))
+
+  made = from_loss(
+    config,
+    init=init,
+    loss=lambda weights, batch, rng: losses(weights, batch, rng, True),
+    sample=sample,
+    evals={
+      "loss": lambda *args: losses(*args, False)[0],
+      "reconstruction": lambda *args: losses(*args, False)[1]["reconstruction"],
+    },
+    edits=edits.of_codecs(codecs),
+    codecs=codecs,
+    tracked=Tracked(track, update),
+  )
+  edits.check(config.sample.edit, made.edits)
+  return made
+
+
+def colour(x: Float[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
+  """Grey repeated for three channels, as LPIPS reads it."""
+  return jnp.repeat(x, 3, axis=-1) if x.shape[-1] == 1 else x

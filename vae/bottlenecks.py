@@ -1,0 +1,225 @@
+"""What stands between encoder and decoder: a Gaussian, or codes of three kinds."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt32
+from ml_collections import ConfigDict
+
+from core.errors import unknown
+from vae import codebook, quantizers
+
+KINDS = ("kl", "vq", "gumbel", "fsq")
+
+
+class Rows(NamedTuple):
+  """What training knows of the rows of a batch besides their pictures."""
+
+  ids: UInt32[Array, " b"]
+  keys: Key[Array, " b"]
+  mask: Float[Array, " b"]
+  updates: Int[Array, ""]  # done so far
+
+
+class Passed(NamedTuple):
+  """What comes through in training.
+
+  Attributes:
+    z: what the decoder reads.
+    penalty: added to the loss of each example, per place and channel of a picture.
+    metrics: of each example.
+    sums: over the unmasked rows, for `Bottleneck.update`.
+  """
+
+  z: Float[Array, "b h w z"]
+  penalty: Float[Array, " b"]
+  metrics: dict[str, Float[Array, " b"]]
+  sums: PyTree
+
+
+class Code(NamedTuple):
+  """A form in which a picture can be stored.
+
+  Attributes:
+    channels: numbers a place.
+    vocab_size: values of each; 0 for real numbers.
+    encode: (h, tracked) -> [b, h, w, channels].
+    decode: (code, tracked) -> z.
+  """
+
+  channels: int
+  vocab_size: int
+  encode: Callable[[Array, PyTree], Array]
+  decode: Callable[[Array, PyTree], Array]
+
+
+class Bottleneck(NamedTuple):
+  """One way to code the encoder's output h; `tracked` is what it learns by counting.
+
+  Attributes:
+    encoded: channels of h.
+    latent: channels of z, which the decoder reads.
+    train: (h, tracked, rows) -> Passed.
+    codes: by name, 'latents' or 'tokens'.
+    init: (key, h) -> tracked.
+    update: (tracked, sums, key) -> tracked.
+  """
+
+  encoded: int
+  latent: int
+  train: Callable[[Array, PyTree, Rows], Passed]
+  codes: Mapping[str, Code]
+  init: Callable[[Array, Array], PyTree] = lambda key, h: {}
+  update: Callable[[PyTree, PyTree, Array], PyTree] = lambda tracked, sums, key: tracked
+
+
+def make(vae: ConfigDict, dims: int, batch_size: int) -> Bottleneck:
+  """The bottleneck that `vae.bottleneck` names.
+
+  Args:
+    vae: the settings.
+    dims: numbers of a picture, of which penalties in nats are shares.
+    batch_size: of all devices.
+
+  Raises:
+    UserError: unknown kind, or settings that it cannot have.
+  """
+  match vae.bottleneck:
+    case "kl":
+      return gaussian(vae, dims)
+    case "vq":
+      return vector_quantizer(vae, batch_size)
+    case "gumbel":
+      return gumbel(vae, dims)
+    case "fsq":
+      return finite_scalar(vae)
+  raise unknown("vae.bottleneck", vae.bottleneck, KINDS)
+
+
+def gaussian(vae: ConfigDict, dims: int) -> Bottleneck:
+  """h = (mean, logvar), z = mean + exp(logvar / 2) eps; the latents are the means.
+
+  The penalty is `vae.kl_weight` KL(q(z|x) || N(0, I)) in nats a dimension of the
+  picture (Rombach et al. 2022, appendix G). logvar is cut to [-30, 20], as published.
+  """
+  channels = vae.latent_channels
+
+  def train(h: Array, tracked: PyTree, rows: Rows) -> Passed:
+    mean, logvar = moments(h)
+    draw = lambda key: jax.random.normal(key, mean.shape[1:])  # noqa: E731
+    eps = jax.vmap(draw)(rows.keys)
+    kl = 0.5 * jnp.sum(mean**2 + jnp.exp(logvar) - 1 - logvar, axis=(1, 2, 3)) / dims
+    weight = vae.kl_weight * warm(rows.updates, vae.kl_warmup_steps)
+    z = mean + jnp.exp(0.5 * logvar) * eps
+    return Passed(z, weight * kl, {"kl": kl}, {})
+
+  latents = Code(channels, 0, lambda h, _: moments(h)[0], lambda z, _: z)
+  return Bottleneck(2 * channels, channels, train, {"latents": latents})
+
+
+def moments(
+  h: Float[Array, "b h w c2"],
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
+  """The mean and the log variance of a posterior, from the encoder's output."""
+  mean, logvar = jnp.split(h, 2, axis=-1)
+  return mean, jnp.clip(logvar, -30.0, 20.0)
+
+
+def warm(updates: Int[Array, ""], steps: int) -> Float[Array, ""]:
+  """A weight that rises linearly to 1 over `steps` updates; 1 at once if they are 0."""
+  return jnp.minimum((updates + 1) / max(steps, 1), 1.0)
+
+
+def vector_quantizer(vae: ConfigDict, batch_size: int) -> Bottleneck:
+  """z is the nearest of `vae.codes` vectors, which follow what they stand for.
+
+  With `vae.quantizers` above 1 each further one codes what those before leave over. The
+  penalty is `vae.commitment` times `codebook.commitment`. See `vae/codebook.py`.
+  """
+  channels = vae.latent_channels
+
+  def init(key: Array, h: Array) -> PyTree:
+    return codebook.init(key, h.reshape(-1, channels), vae.codes, vae.quantizers)
+
+  def train(h: Array, tracked: PyTree, rows: Rows) -> Passed:
+    z, tokens = codebook.quantize(tracked.codes, h)
+    commitment = codebook.commitment(tracked.codes, h, tokens)
+    sums = codebook.statistics(
+      tracked.codes, h, tokens, rows.ids, rows.keys, rows.mask, batch_size
+    )
+    z = codebook.straight_through(h, z)
+    return Passed(z, vae.commitment * commitment, {"commitment": commitment}, sums)
+
+  def update(tracked: PyTree, sums: PyTree, key: Array) -> PyTree:
+    return codebook.update(tracked, sums, vae.codebook_decay, vae.revive_below, key)
+
+  codes = {
+    # To take the nearest code is the decoder's part (Rombach et al. 2022, section 3.2).
+    "latents": Code(
+      channels,
+      0,
+      lambda h, tracked: h,
+      lambda h, tracked: codebook.quantize(tracked.codes, h)[0],
+    ),
+    "tokens": Code(
+      vae.quantizers,
+      vae.codes,
+      lambda h, tracked: codebook.quantize(tracked.codes, h)[1],
+      lambda tokens, tracked: codebook.lookup(tracked.codes, tokens),
+    ),
+  }
+  return Bottleneck(channels, channels, train, codes, init, update)
+
+
+def gumbel(vae: ConfigDict, dims: int) -> Bottleneck:
+  """h are logits of `vae.codes` codes, z a relaxed draw of one of them.
+
+  The penalty is `vae.kl_weight` KL(q(code|x) || uniform) in nats a dimension of the
+  picture; the temperature falls from `temperature_start` to `temperature_end` (Ramesh
+  et al. 2021, appendix A.2).
+  """
+  anneal = vae.temperature_start, vae.temperature_end, vae.temperature_steps
+
+  def train(h: Array, tracked: PyTree, rows: Rows) -> Passed:
+    temperature = quantizers.annealed(rows.updates, *anneal)
+    kl = quantizers.kl_to_uniform(h) / dims
+    weight = vae.kl_weight * warm(rows.updates, vae.kl_warmup_steps)
+    metrics = {"kl": kl, "temperature": jnp.broadcast_to(temperature, kl.shape)}
+    z = quantizers.relaxed(h, rows.keys, temperature)
+    return Passed(z, weight * kl, metrics, {})
+
+  tokens = Code(
+    1,
+    vae.codes,
+    lambda h, tracked: quantizers.likeliest(h)[..., None],
+    lambda tokens, tracked: jax.nn.one_hot(tokens[..., 0], vae.codes),
+  )
+  return Bottleneck(vae.codes, vae.codes, train, {"tokens": tokens})
+
+
+def finite_scalar(vae: ConfigDict) -> Bottleneck:
+  """Each channel of z takes one of a few levels, a code is one of their combinations.
+
+  Mentzer et al. 2023 (arXiv:2309.15505): no codebook, so nothing to collapse.
+  """
+  levels = tuple(vae.levels)
+  codes, channels = quantizers.check_levels(levels), len(levels)
+
+  def z_of(h: Array) -> Array:
+    return quantizers.finite_scalar(h, levels)
+
+  def train(h: Array, tracked: PyTree, rows: Rows) -> Passed:
+    return Passed(z_of(h), jnp.zeros(len(h)), {}, {})
+
+  forms = {
+    "latents": Code(channels, 0, lambda h, tracked: h, lambda h, tracked: z_of(h)),
+    "tokens": Code(
+      1,
+      codes,
+      lambda h, tracked: quantizers.to_index(z_of(h), levels)[..., None],
+      lambda tokens, tracked: quantizers.from_index(tokens[..., 0], levels),
+    ),
+  }
+  return Bottleneck(channels, channels, train, forms)
