@@ -30,74 +30,62 @@ def started(kind: str) -> tuple[ConfigDict, Family, State]:
   return config, family, jax.jit(family.init)(KEY, random_batch(config))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_reconstruct_is_decode_of_encode(kind):
+@functools.cache
+def through(kind: str) -> dict[str, object]:
+  """A batch coded in every form, decoded, and reconstructed; one program a kind."""
   config, family, state = started(kind)
-  x = jnp.asarray(random_batch(config)["x"])
-  keys = jax.random.split(KEY, len(x))
-  given = Given(x, jnp.ones((*x.shape[:3], 1)))
-  edited = jax.jit(family.edits["reconstruct"])(state, keys, None, given)
-  codec = family.codecs.get("tokens") or family.codecs["latents"]
-  code = jax.jit(codec.encode)(state, x, keys)
-  assert code.shape == (len(x), *codec.spec.shape)
-  assert code.dtype == codec.spec.dtype
-  if codec.spec.vocab_size:
-    assert 0 <= code.min() <= code.max() < codec.spec.vocab_size
-  decoded = jax.jit(codec.decode)(state, code)
-  np.testing.assert_allclose(edited.images, decoded, atol=1e-5)
-  np.testing.assert_array_equal(edited.frames[0], x)
-  assert np.abs(decoded).max() <= 1
+  x, keys = jnp.asarray(random_batch(config)["x"]), jax.random.split(KEY, 8)
 
+  def compute(state, x):
+    given = Given(x, jnp.ones((*x.shape[:3], 1)))
+    edited = family.edits["reconstruct"](state, keys, None, given)
+    codes = {name: c.encode(state, x, keys) for name, c in family.codecs.items()}
+    decoded = {name: family.codecs[name].decode(state, c) for name, c in codes.items()}
+    return {"edited": edited, "codes": codes, "decoded": decoded}
 
-@pytest.mark.parametrize("kind", ["kl", "vq", "fsq"])
-def test_latents_have_mean_0_and_deviation_1_on_what_was_seen(kind):
-  config, family, state = started(kind)
-  x, keys = random_batch(config)["x"], jax.random.split(KEY, 8)
-  latents = np.asarray(family.codecs["latents"].encode(state, x, keys))
-  np.testing.assert_allclose(latents.mean((0, 1, 2)), 0, atol=1e-4)
-  np.testing.assert_allclose(latents.std((0, 1, 2)), 1, atol=1e-3)
-
-
-@pytest.mark.parametrize("kind", ["vq", "rq", "fsq"])
-def test_tokens_and_latents_say_the_same(kind):
-  """The decoder of latents takes the codes that the tokens name."""
-  config, family, state = started(kind)
-  x, keys = random_batch(config)["x"], jax.random.split(KEY, 8)
-  both = [
-    codec.decode(state, codec.encode(state, x, keys))
-    for codec in (family.codecs["latents"], family.codecs["tokens"])
-  ]
-  np.testing.assert_allclose(*both, atol=1e-4)
+  return {"x": x, **jax.jit(compute)(state, x)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_tracked_is_the_same_over_devices_and_microbatches(kind):
-  config, family, state = started(kind)
+def test_codecs(kind):
+  _, family, _ = started(kind)
+  found = through(kind)
+  for name, codec in family.codecs.items():
+    code = found["codes"][name]
+    assert code.shape == (8, *codec.spec.shape)
+    assert code.dtype == codec.spec.dtype
+    if codec.spec.vocab_size:
+      assert 0 <= code.min() <= code.max() < codec.spec.vocab_size
+    else:  # mean 0 and deviation 1 on what was seen
+      np.testing.assert_allclose(code.mean((0, 1, 2)), 0, atol=1e-4)
+      np.testing.assert_allclose(code.std((0, 1, 2)), 1, atol=1e-3)
+    assert np.abs(found["decoded"][name]).max() <= 1
+    # The decoder of latents takes the codes that the tokens name.
+    np.testing.assert_allclose(
+      found["edited"].images, found["decoded"][name], atol=1e-4
+    )
+  np.testing.assert_array_equal(found["edited"].frames[0], found["x"])
+
+
+def test_what_is_tracked_is_the_same_over_devices_and_microbatches():
+  config, family, state = started("rq")
   batch = random_batch(config, 1)
   batch["_mask"][-1:] = False
-  whole, logged = jax.jit(family.step)(state, batch, KEY)
-  cut = jax.tree.map(lambda a: a.reshape(4, 2, *a.shape[1:]), batch)
+  cut = jax.tree.map(lambda a: a.reshape(2, 4, *a.shape[1:]), batch)
   step = jax.vmap(family.step, (None, 0, None, None), axis_name="devices")
   each, logged_each = jax.jit(lambda *args: step(*args, "devices"))(state, cut, KEY)
   first = jax.tree.map(lambda a: a[0], (each.extra["tracked"], logged_each))
+  config = ConfigDict(config.to_dict())
+  config.optim.microbatches = 4
+  parts = autoencoder.make(config, Spec((8, 8, 3)))
+  whole, logged = jax.jit(parts.step)(state, batch, KEY)
   assert largest_difference(first[0], whole.extra["tracked"]) < 1e-4
   np.testing.assert_allclose(first[1]["loss"], logged["loss"], rtol=1e-4)
-  config = ConfigDict(config.to_dict())
-  config.optim.microbatches = 2
-  parts = autoencoder.make(config, Spec((8, 8, 3)))
-  halves, _ = jax.jit(parts.step)(state, batch, KEY)
-  assert largest_difference(halves.extra["tracked"], whole.extra["tracked"]) < 1e-4
 
 
 def test_the_loss_by_hand():
   """L1 + weight x KL a dimension, where the posterior's noise is the example's."""
   config = tiny("kl", kl_weight=0.5)
-  family = autoencoder.make(config, Spec((8, 8, 3)))
-  batch = random_batch(config)
-  state = family.init(KEY, batch)
-  _, metrics = jax.jit(family.step)(state, batch, KEY)
-  want = metrics["reconstruction"] + 0.5 * metrics["kl"]
-  np.testing.assert_allclose(metrics["loss"], want, rtol=1e-5)
   h = jax.random.normal(KEY, (2, 3, 3, 8))
   mean, logvar = np.split(np.asarray(h), 2, axis=-1)
   ids, keys = jnp.arange(2, dtype=jnp.uint32), jax.random.split(KEY, 2)
@@ -161,7 +149,7 @@ def test_weights_given_are_those_it_starts_from():
   config, family, state = started("kl")
   weights = jax.tree.map(lambda a: a + 1, state.params["generator"])
   family = autoencoder.make(config, Spec((8, 8, 3)), weights=weights)
-  begun = family.init(KEY, random_batch(config))
+  begun = jax.jit(family.init)(KEY, random_batch(config))
   assert largest_difference(begun.params["generator"], weights) == 0
   assert largest_difference(begun.ema["generator"], weights) == 0
 

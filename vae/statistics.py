@@ -1,8 +1,9 @@
 """What an autoencoder's training counts: the spread of latents, the use of codes."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from vae import codebook
 
 Counts = dict[str, Array]
 # A code that fewer than this share of all vectors use counts as unused.
@@ -57,15 +58,14 @@ def counts(
 
 
 def use(counts: Float[Array, "n k"]) -> dict[str, Float[Array, ""]]:
-  """The share of codes in use and the perplexity exp(-sum p log p), means over depths.
+  """The share of codes in use and their perplexity, means over the depths.
 
   A collapsed codebook shows in both.
   """
-  p = counts / jnp.sum(counts, -1, keepdims=True)
-  entropy = -jnp.sum(jax.scipy.special.xlogy(p, p), -1)
+  share = counts / jnp.sum(counts, -1, keepdims=True)
   return {
-    "codebook_usage": jnp.mean(p > LEAST),
-    "perplexity": jnp.mean(jnp.exp(entropy)),
+    "codebook_usage": jnp.mean(codebook.usage(jnp.where(share > LEAST, share, 0))),
+    "perplexity": jnp.mean(codebook.perplexity(counts)),
   }
 
 

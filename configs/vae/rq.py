@@ -2,7 +2,7 @@
 
 As configs/vae/vq.py with f = 32 and 4 codes a place from one codebook each of 16,384;
 the paper shares one codebook among the depths and has a critic: reconstruction FID 4.73
-on ImageNet at 8x8x4 (table 4).
+on ImageNet at 8x8x4 (recalled, not looked up).
 
 Variants:
   :openmoji32     32x32 OpenMoji to 8x8x4 of 64 codes: ten minutes on two CPU cores.
