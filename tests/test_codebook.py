@@ -78,21 +78,23 @@ def test_gradients_are_the_papers():
   np.testing.assert_array_equal(codebook.straight_through(z, z_q), z_q)
 
 
-def test_averages_follow_their_formula():
+def test_averages_follow_their_formula(monkeypatch):
+  monkeypatch.setattr(codebook, "EPSILON", 0.1)  # large enough to be seen
   rng = np.random.default_rng(0)
   codes = rng.normal(size=(1, 4, 2))
   counts, sums = np.ones((1, 4)), codes.copy()
   state = fresh(jnp.asarray(codes, jnp.float32))
   for i in range(5):
     z = rng.normal(size=(6, 3, 2))
-    state = update(state, rows(jnp.asarray(z, jnp.float32), state.codes), 0.8, 0.0, KEY)
+    batch = rows(jnp.asarray(z, jnp.float32), state.codes)
+    state = codebook.update(state, batch, 0.8, 0.0, KEY)
     flat = z.reshape(-1, 2)
     owner = np.argmin(((flat[:, None] - codes[0]) ** 2).sum(-1), axis=1)
     one_hot = np.eye(4)[owner]
     counts = 0.8 * counts + 0.2 * one_hot.sum(0)
     sums = 0.8 * sums + 0.2 * one_hot.T @ flat
     total = counts.sum()
-    codes = sums / ((counts + 1e-5) / (total + 4e-5) * total)[..., None]
+    codes = sums / ((counts + 0.1) / (total + 0.4) * total)[..., None]
     np.testing.assert_allclose(state.counts, counts, rtol=1e-5, err_msg=str(i))
     np.testing.assert_allclose(state.codes, codes, rtol=1e-4, atol=1e-5)
 

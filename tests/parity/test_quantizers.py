@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
 
 KEY = jax.random.key(0)
 BATCH, PLACES, K, D = 4, 9, 7, 5
-DECAY = 0.9
+DECAY, EPSILON = 0.9, 0.1
 
 
 def codes_and_batches(n):
@@ -32,6 +32,7 @@ def theirs(codes, revive_below=0):
     num_quantizers=len(codes),
     codebook_size=K,
     decay=DECAY,
+    eps=EPSILON,
     threshold_ema_dead_code=revive_below,
     rotation_trick=False,
   )
@@ -74,6 +75,12 @@ def counted(codes, z, indices):
   return codebook.statistics(
     codes, z, indices, ids, example_keys(KEY, ids), mask, BATCH
   )
+
+
+@pytest.fixture(autouse=True)
+def smooth(monkeypatch):
+  """The smoothing of counts by so much that it is seen."""
+  monkeypatch.setattr(codebook, "EPSILON", EPSILON)
 
 
 def close(a, b):
