@@ -135,6 +135,7 @@ def tiny(**fields):
   config = load_config("configs/vae/vae.py")
   config.text.encoder, config.text.classes = "label", 2
   config.data.channels = 1
+  config.model.widths, config.vae.latent_channels = (8,), 3
   config.update_from_flattened_dict({"vae.likelihood": "gaussian", **fields})
   return config
 
@@ -154,11 +155,14 @@ def two_classes(config, step=0):
 
 @functools.cache
 def trained():
-  config = tiny(**{"vae.warmup_steps": 4, "vae.iwae_samples": 8})
-  config.train.steps, config.optim.learning_rate = 200, 3e-3
+  # With a heavy KL term the latents soon leave the class to the condition.
+  fields = {"vae.warmup_steps": 4, "vae.iwae_samples": 8, "vae.beta": 4.0}
+  config = tiny(**fields)
+  config.train.steps, config.optim.learning_rate = 500, 3e-3
   config.optim.ema_decay = 0.9
   made = family(config)
-  state, history, step = made.init(KEY, two_classes(config)), [], jax.jit(made.step)
+  state, history = jax.jit(made.init)(KEY, two_classes(config)), []
+  step = jax.jit(made.step)
   for i in range(config.train.steps):
     state, metrics = step(state, two_classes(config, i), jax.random.fold_in(KEY, i))
     history.append(jax.device_get(metrics))
@@ -170,7 +174,7 @@ def test_training_lowers_a_loss_whose_kl_term_warms_up():
   assert state.extra["skipped"][0] == 0
   for i, share in enumerate((0, 0.25, 0.5, 0.75, 1, 1)):
     now = history[i]
-    exact = now["reconstruction"] + share * now["kl"]
+    exact = now["reconstruction"] + 4 * share * now["kl"]
     np.testing.assert_allclose(now["loss"], exact, rtol=1e-5)
   assert history[-1]["loss"] < history[0]["loss"] - 1
 
@@ -178,99 +182,110 @@ def test_training_lowers_a_loss_whose_kl_term_warms_up():
 def test_samples_are_of_their_class():
   config, made, state, _ = trained()
   draw = jax.jit(lambda keys, cond: made.sample(state, keys, cond, len(keys)))
-  keys = sample_keys(KEY, 8)
-  found = draw(keys, Cond(label=jnp.arange(8) % 2))
+  keys, labels = sample_keys(KEY, 32), jnp.arange(32) % 2
+  found = draw(keys, Cond(label=labels))
   brightness = np.asarray(found.images).mean((1, 2, 3))
-  np.testing.assert_allclose(brightness[::2], -0.5, atol=0.2)
-  np.testing.assert_allclose(brightness[1::2], 0.5, atol=0.2)
+  np.testing.assert_allclose(brightness[::2].mean(), -0.5, atol=0.15)
+  np.testing.assert_allclose(brightness[1::2].mean(), 0.5, atol=0.15)
+  # The same noise under the other class is another picture.
+  other = draw(keys, Cond(label=1 - labels)).images.mean((1, 2, 3))
+  assert ((other > brightness) == (labels == 0)).mean() > 0.9
   np.testing.assert_array_equal(found.nfe, 1)
   # The last frame is the picture; the first is the same for all of a class.
   np.testing.assert_allclose(found.frames[-1], found.images, atol=1e-5)
   first = found.frames[0, ::2]
   np.testing.assert_allclose(first, jnp.broadcast_to(first[:1], first.shape), atol=1e-5)
   # A sample depends on its own key alone.
-  again = draw(keys[4:], Cond(label=jnp.arange(4) % 2))
-  np.testing.assert_allclose(again.images, found.images[4:], atol=1e-5)
+  again = draw(keys[::-1], Cond(label=labels[::-1]))
+  np.testing.assert_allclose(again.images, found.images[::-1], atol=1e-5)
+
+
+def halves(batch):
+  return [jax.tree.map(lambda a, i=i: a[i : i + 4], batch) for i in (0, 4)]
 
 
 def test_bounds_of_pictures_do_not_depend_on_how_a_batch_is_cut():
   config, made, state, _ = trained()
   batch = two_classes(config, 7)
-  halves = [jax.tree.map(lambda a, i=i: a[i : i + 4], batch) for i in (0, 4)]
 
   @jax.jit
   def score(batch):
     return {name: fn(state, batch, KEY) for name, fn in made.evals.items()}
 
-  whole, parts = score(batch), [score(half) for half in halves]
+  whole, parts = score(batch), [score(half) for half in halves(batch)]
   for name, values in whole.items():
     joined = np.concatenate([part[name] for part in parts])
     np.testing.assert_allclose(joined, values, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(whole["bpd"], whole["kl"] + whole["reconstruction"])
   assert whole["bpd_iwae"].mean() < whole["bpd"].mean()
-  # An eighth of the range has 5 bits; the pictures' noise has a tenth of it.
-  assert 4 < whole["bpd"].mean() < 8
+  # The noise is uniform over a fifth of the range: log2 51 = 5.7 bits at best.
+  assert 5.6 < whole["bpd_iwae"].mean() < 7
 
 
-def test_a_step_does_not_depend_on_how_a_batch_is_cut():
-  results = []
-  for parts in (1, 2):
-    config = tiny(**{"optim.microbatches": parts, "model.dropout": 0.3})
-    made = family(config)
-    state = made.init(KEY, two_classes(config))
-    state, metrics = jax.jit(made.step)(state, two_classes(config), KEY)
-    moments = optax.tree.get(state.opt, "mu")  # a tenth of the gradient
-    results.append((moments, metrics["loss"]))
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-    results[0],
-    results[1],
-  )
-
-
-def test_free_bits_and_beta_reach_the_loss():
+def test_a_step_with_free_bits_does_not_depend_on_how_a_batch_is_cut():
   config = tiny(**{"vae.free_bits": 3.0, "vae.beta": 0.5, "vae.warmup_steps": 0})
-  made = family(config)
-  state = made.init(KEY, two_classes(config))
-  _, metrics = jax.jit(made.step)(state, two_classes(config), KEY)
-  # The new model's posterior is near the prior: all four latents pay 3 bits.
+  config.model.dropout, config.optim.grad_clip = 0.3, 0.0
+  made, batch = family(config), two_classes(config)
+  state, step = jax.jit(made.init)(KEY, batch), jax.jit(made.step)
+  results = []
+  for part in (batch, *halves(batch)):
+    after, metrics = step(state, part, KEY)
+    results.append((metrics["loss"], optax.tree.get(after.opt, "mu")))
+  _, metrics = step(state, batch, KEY)
+  jax.tree.map(
+    lambda whole, *two: np.testing.assert_allclose(
+      whole, sum(two) / 2, rtol=1e-4, atol=1e-6
+    ),
+    *results,
+  )
+  # A new model's posterior is near the prior: all four latents pay 3 bits.
   exact = metrics["reconstruction"] + 0.5 * 4 * 3 / 64
   np.testing.assert_allclose(metrics["loss"], exact, rtol=1e-5)
+  assert metrics["kl"] < 4 * 3 / 64
 
 
 def test_codec_and_edits_go_through_the_same_latents():
   config, made, state, _ = trained()
-  x = jnp.asarray(two_classes(config)["x"])
-  keys, none = sample_keys(KEY, 8), Cond(label=jnp.full(8, -1))
-  codec = made.codecs["latents"]
-  latents = codec.encode(state, x, keys)
+  x, codec = jnp.asarray(two_classes(config)["x"]), made.codecs["latents"]
+
+  @jax.jit
+  def through(x):
+    keys, none = sample_keys(KEY, 8), Cond(label=jnp.full(8, -1))
+    given, latents = Given(x, jnp.ones((8, 8, 8, 1))), codec.encode(state, x, keys)
+    edited = [made.edits[name](state, keys, none, given) for name in made.edits]
+    return latents, codec.decode(state, latents), *edited
+
+  latents, back, again, between = through(x)
   assert latents.shape == (8, *codec.spec.shape)
-  back = codec.decode(state, latents)
-  assert np.abs(back - x).mean() < 0.2
-  given = Given(x, jnp.ones((8, 8, 8, 1)))
-  again = made.edits["reconstruct"](state, keys, none, given)
   np.testing.assert_allclose(again.images, back, atol=1e-5)
-  between = made.edits["interpolate"](state, keys, none, given).images
-  np.testing.assert_allclose(between[0], back[0], atol=1e-5)
-  np.testing.assert_allclose(between[-1], back[-1], atol=1e-5)
-  steps = np.diff(np.asarray(between).mean((1, 2, 3)))
-  assert (steps > -0.05).all()  # from dark to bright
+  np.testing.assert_allclose(between.images[0], back[0], atol=1e-5)
+  np.testing.assert_allclose(between.images[-1], back[-1], atol=1e-5)
+  np.testing.assert_array_equal(between.nfe, 2)
+  middle = codec.decode(state, latents[:1] * 4 / 7 + latents[-1:] * 3 / 7)
+  np.testing.assert_allclose(between.images[3:4], middle, atol=1e-5)
   assert not family(tiny(**{"text.drop": 0.0})).codecs
 
 
-@pytest.mark.parametrize("vector", [0, 4])
 @pytest.mark.parametrize(
-  "kind", ["bernoulli", "gaussian", "logistic", "logistic_mixture", "laplace"]
+  ("kind", "vector"),
+  [
+    ("bernoulli", 0),
+    ("gaussian", 4),
+    ("logistic", 0),
+    ("logistic_mixture", 4),
+    ("laplace", 0),
+  ],
 )
 def test_latents_of_every_shape_and_likelihood_fit(kind, vector):
   config = tiny(
-    **{"vae.latent_dim": vector, "vae.likelihood": kind, "vae.latent_channels": 3}
+    **{"vae.latent_dim": vector, "vae.likelihood": kind, "vae.latent_channels": 2}
   )
+  config.model.widths = (8, 8)
   made, batch = family(config), two_classes(config)
   state = jax.eval_shape(made.init, KEY, batch)
   assert jax.eval_shape(made.step, state, batch, KEY)[1]["loss"].shape == ()
   codec = made.codecs["latents"]
-  assert codec.spec.shape == ((1, 1, 4) if vector else (4, 4, 3))
+  assert codec.spec.shape == ((1, 1, 4) if vector else (4, 4, 2))
   latents = jax.eval_shape(codec.encode, state, batch["x"], sample_keys(KEY, 8))
   assert latents.shape == (8, *codec.spec.shape)
 
