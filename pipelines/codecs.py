@@ -179,6 +179,7 @@ def identity(config: ConfigDict, opened: Opened, pixels: Dataset, split: str) ->
   own = [
     opened.key,
     d.latents,
+    ROWS,
     [d.name, d.path, d.dir, d.match, d.size, d.channels, split, len(pixels)],
   ]
   found = hashlib.sha256(json.dumps(own).encode())

@@ -6,6 +6,7 @@ p(x | k) is a Gaussian with a diagonal or low-rank covariance (`vae/em.py`), and
 p(y | k) a share of each class, or of each word as in naive Bayes.
 """
 
+import functools
 import math
 
 import jax
@@ -25,7 +26,7 @@ from core.family import (
   example_keys,
   sample_keys,
 )
-from core.step import count_skipped, keep_if, updates_done
+from core.step import count_skipped, in_parts, keep_if, updates_done
 from text import encoders
 from text.bytes import VOCAB_SIZE
 from text.cond import Cond
@@ -57,7 +58,6 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   check(config, spec)
   settings, dims = config.mixture, math.prod(spec.shape)
   kinds = vocabulary(config.text)
-  parts = config.optim.microbatches
   smoothing = settings.smoothing / config.data.batch_size
 
   def bits(log_p: Float[Array, " b"]) -> Float[Array, " b"]:
@@ -90,25 +90,12 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     loss = jnp.sum(jnp.where(mask, bits(log_p), 0.0))
     return statistics, {"loss": loss, "_count": jnp.sum(mask, dtype=jnp.float32)}
 
-  def accumulated(mixture: Mixture, batch: Batch) -> tuple[Statistics, Metrics]:
-    if parts == 1:
-      return sums(mixture, batch)
-    # Strided, so that each part takes its rows evenly from every device.
-    cut = lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1)  # noqa: E731
-    batches = jax.tree.map(cut, batch)
-    shapes = jax.eval_shape(sums, mixture, jax.tree.map(lambda a: a[0], batches))
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    add = lambda acc, part: (  # noqa: E731
-      jax.tree.map(jnp.add, acc, sums(mixture, part)),
-      None,
-    )
-    return jax.lax.scan(add, zero, batches)[0]
-
   def step(
     state: State, batch: Batch, rng: Array, axis: str | None = None
   ) -> tuple[State, Metrics]:
     mixture, average = state.params[NAME], state.opt[NAME]
-    found, metrics = accumulated(mixture, batch)
+    each = functools.partial(sums, mixture)
+    found, metrics = in_parts(each, batch, config.optim.microbatches)
     if axis is not None:
       found, metrics = jax.lax.psum((found, metrics), axis)
     count = jnp.maximum(metrics.pop("_count"), 1)

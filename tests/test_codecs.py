@@ -1,0 +1,149 @@
+"""Latents in place of pixels: encoded once, generated, decoded."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from core import parallel
+from core.errors import UserError
+from core.train import train
+from core.workdir import open_workdir
+from data import source
+from data.source import Dataset
+from pipelines import build, codecs, sample
+from tests.runs import load_config, picture_folder
+
+
+def on(folder: Path, file: str, **fields: object) -> ConfigDict:
+  config = load_config(file)
+  config.data.name, config.data.path = "folder", str(folder)
+  config.data.match, config.data.eval_split = "", "train"
+  config.data.languages = ("en",)
+  config.parallel.backend = "jit"
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+def started(config: ConfigDict, workdir: Path) -> Path:
+  """The workdir of a run that was not trained."""
+  config.train.steps = 0
+  family, run = build.family(config), parallel.make(config.parallel)
+  pixels = source.load(config.data, "train")
+  stream = build.train_stream(config, pixels)
+  train(config, family, run, stream, open_workdir(str(workdir), config))
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+  """A folder of pictures, and runs of two autoencoders of them."""
+  place = tmp_path_factory.mktemp("codecs")
+  folder = picture_folder(place / "pictures")
+  started(on(folder, "configs/vae/fsq.py"), place / "fsq")
+  return place
+
+
+def generator(place: Path, **fields: object) -> ConfigDict:
+  config = on(
+    place / "pictures",
+    "configs/diffusion/rectified_flow.py",
+    **{"data.codec": str(place / "fsq"), "sample.threshold": "none"},
+  )
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+def latents_of(config: ConfigDict) -> Dataset:
+  return build.encoded(config, source.load(config.data, "train"), "train")
+
+
+def test_latents_are_encoded_once_file_by_file(place, monkeypatch, capsys):
+  monkeypatch.setattr(codecs, "ROWS", 10)
+  config = generator(place)
+  pixels, latents = source.load(config.data, "train"), latents_of(config)
+  assert capsys.readouterr().err.count("encoding train") == 3
+  count = len(pixels)
+  assert 20 < len(latents) == count <= 24
+  assert latents.captions(11) == pixels.captions(11)
+  (folder,) = (place / "fsq" / "latents").iterdir()
+  files = sorted(file.name for file in folder.glob("??????.npy"))
+  assert files == ["000000.npy", "000001.npy", "000002.npy"]
+  before = np.stack([latents[i].image for i in range(count)])
+  (folder / "000001.npy").unlink()
+  again = np.stack([latents_of(config)[i].image for i in range(count)])
+  assert f"pictures 10 to 19 of {count}" in capsys.readouterr().err
+  np.testing.assert_array_equal(before, again)
+  # The first batch of training told their mean and deviation, pictures of the same.
+  assert np.abs(before.mean((0, 1, 2))).max() < 1
+  assert 0.3 < before.std() < 3
+  # What the codec makes of the pictures themselves.
+  opened = build.codec(config)
+  x = np.stack([pixels.image(i) for i in range(count)]) * np.float32(2 / 255) - 1
+  want = opened.codec.encode(
+    opened.state, jnp.asarray(x), jax.random.split(jax.random.key(0), count)
+  )
+  np.testing.assert_allclose(before, want, atol=1e-4)
+
+
+def test_other_pictures_have_other_latents(place, tmp_path):
+  config = generator(place)
+  opened = build.codec(config)
+  pixels = source.load(config.data, "train")
+  name = codecs.identity(config, opened, pixels, "train")
+  assert name == codecs.identity(config, opened, pixels, "train")
+  assert name != codecs.identity(config, opened, pixels, "all")
+  assert name != codecs.identity(config, opened._replace(key="1"), pixels, "train")
+  config.data.path = str(picture_folder(tmp_path / "others", count=23))
+  others = source.load(config.data, "train")
+  assert name != codecs.identity(config, opened, others, "train")
+
+
+@pytest.mark.parametrize("latents", ["latents", "tokens"])
+def test_batches_and_samples(place, latents):
+  config = generator(place, **{"data.latents": latents})
+  spec = codecs.spec(config)
+  batch = next(build.train_stream(config, source.load(config.data, "train"))(0))
+  assert batch["x"].shape == (8, *spec.shape)
+  assert batch["x"].dtype == spec.dtype
+  assert build.example_batch(config)["x"].shape == (1, *spec.shape)
+  if latents == "tokens":
+    assert spec.vocab_size == 8 * 6 * 5
+    assert batch["x"].max() < spec.vocab_size
+    return
+  family, run = build.family(config), parallel.make(config.parallel)
+  state = run.init(family.init, jax.random.key(0), batch)
+  draw = sample.batch_sampler(config, family, run, 2)
+  samples = draw(state, 0, ["a", "b"], [0, 0])
+  assert samples.images.shape == (2, 8, 8, 3)
+  assert samples.frames.shape[1:] == (2, 8, 8, 3)
+  assert np.abs(samples.images).max() <= 1
+  np.testing.assert_allclose(samples.frames[-1], samples.images, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("fields", "sentence"),
+  [
+    ({"data.codec": "/nowhere"}, "no run in data.codec=/nowhere"),
+    ({"data.latents": "token"}, "did you mean 'tokens'"),
+    ({"data.size": 4}, "has data.size=8, this config 4"),
+    ({"sample.threshold": "static"}, "set it to none"),
+    ({"data.flip": True}, "data.flip=True is for pixels"),
+    ({"data.low_size": 4}, "data.low_size=4 is for pixels"),
+  ],
+)
+def test_refusals(place, fields, sentence):
+  with pytest.raises(UserError, match=sentence):
+    build.family(generator(place, **fields))
+
+
+def test_a_run_without_codec_is_refused(place, tmp_path):
+  config = on(place / "pictures", "configs/diffusion/rectified_flow.py")
+  open_workdir(str(tmp_path), config)
+  assert json.loads((tmp_path / "config.json").read_text())["family"]
+  with pytest.raises(UserError, match="is no autoencoder"):
+    build.family(generator(place, **{"data.codec": str(tmp_path)}))
