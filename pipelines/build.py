@@ -9,22 +9,24 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 from ml_collections import ConfigDict
 
 from core import family as families
 from core import parallel, snapshots
 from core.checkpoint import Checkpoints, abstract_like
 from core.errors import UserError
-from core.family import Batch, Family, State, fingerprint
+from core.family import Batch, Family, Spec, State, fingerprint
 from core.parallel import Parallel
 from core.workdir import read_json
 from data.batches import eval_batches, train_batches
 from data.source import Dataset
+from nets.pretrained import autoencoder as pretrained
 from nets.pretrained import lpips
 from pipelines import codecs
 from text import encoders
 from text.cond import Cond
+from vae import autoencoder
 
 # What a generator models.
 DATA = tuple(f"data.{k}" for k in ("size", "channels", "low_size", "codec", "latents"))
@@ -39,9 +41,29 @@ def family(config: ConfigDict, **parts: Any) -> Family:
     UserError: what the config asks for does not exist or does not fit.
   """
   spec = codecs.spec(config)
-  if config.get("vae") and config.vae.perceptual_weight:
-    parts["perceptual"] = lpips.load("vgg16")
-  return families.make(config, spec, **parts)
+  return families.make(config, spec, **frozen(config, spec), **parts)
+
+
+def frozen(config: ConfigDict, spec: Spec) -> dict[str, PyTree]:
+  """The published weights that an autoencoder's config asks for.
+
+  Raises:
+    UserError: they are missing, of another network, or no autoencoder asks for them.
+  """
+  vae, found = config.get("vae"), {}
+  if vae is None or not (vae.perceptual_weight or vae.weights):
+    return found
+  if config.family != "vae.autoencoder":
+    raise UserError(
+      f"vae.perceptual_weight and vae.weights are for vae.autoencoder, not"
+      f" {config.family}; set them to 0 and ''."
+    )
+  if vae.perceptual_weight:
+    found["perceptual"] = lpips.load("vgg16")
+  if vae.weights:
+    net = autoencoder.network(config, spec)
+    found["weights"] = pretrained.load(net, spec.shape, Path(vae.weights))
+  return found
 
 
 def codec(config: ConfigDict) -> codecs.Opened | None:

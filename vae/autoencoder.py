@@ -51,7 +51,7 @@ def make(
   Raises:
     UserError: settings that are unknown or do not go together.
   """
-  settings, model = config.vae, config.model
+  settings, widths = config.vae, config.model.widths
   if settings.loss not in LOSSES:
     raise unknown("vae.loss", settings.loss, LOSSES)
   if config.text.encoder != "none":
@@ -60,21 +60,10 @@ def make(
       f" {config.text.encoder!r}."
     )
   height, width, channels = spec.shape
-  dims, f = height * width * channels, 2 ** (len(model.widths) - 1)
+  dims, f = height * width * channels, 2 ** (len(widths) - 1)
   laplace = likelihoods.laplace(channels)
   bottleneck = bottlenecks.make(settings, dims, config.data.batch_size)
-  net = Autoencoder(
-    image_channels=laplace.channels if settings.loss == "laplace" else channels,
-    encoded=bottleneck.encoded,
-    latent=bottleneck.latent,
-    widths=tuple(model.widths),
-    blocks=model.blocks,
-    attention=tuple(model.attention),
-    head_dim=model.head_dim,
-    dropout=model.dropout,
-    dtype=build.dtype(model),
-    remat=model.remat,
-  )
+  net = network(config, spec)
 
   def encode(params: PyTree, x: Array, **training: Any) -> Float[Array, "b i j c"]:
     return net.apply({"params": params}, x, method="encode", **training)
@@ -205,6 +194,25 @@ def make(
   )
   edits.check(config.sample.edit, made.edits)
   return made
+
+
+def network(config: ConfigDict, spec: Spec) -> Autoencoder:
+  """The encoder and decoder of a config."""
+  model, channels = config.model, spec.shape[-1]
+  bottleneck = bottlenecks.make(config.vae, 1, config.data.batch_size)
+  laplace = config.vae.loss == "laplace"
+  return Autoencoder(
+    image_channels=likelihoods.laplace(channels).channels if laplace else channels,
+    encoded=bottleneck.encoded,
+    latent=bottleneck.latent,
+    widths=tuple(model.widths),
+    blocks=model.blocks,
+    attention=tuple(model.attention),
+    head_dim=model.head_dim,
+    dropout=model.dropout,
+    dtype=build.dtype(model),
+    remat=model.remat,
+  )
 
 
 def colour(x: Float[Array, "b h w c"]) -> Float[Array, "b h w 3"]:

@@ -7,11 +7,10 @@ SiT-XL/2 (Ma et al. 2024): straight paths and velocity prediction, 2.06 by its S
 sampler, a little higher by an ODE solver such as Heun's, which is the default here. 675
 million parameters.
 
-Both need 32x32x4 latents of Stable Diffusion's autoencoder, which nothing here makes
-yet: `data.name` stands for them. In pixels :sit trains with `data.name=imagenet2012
-data.size=256 data.channels=3 model.patch=16
-diffusion.prediction=x diffusion.loss=velocity diffusion.weight_cap=400` as in JiT (Li &
-He 2025).
+Both generate the 32x32x4 latents of Stable Diffusion's autoencoder: `data.codec` is the
+workdir that configs/vae/kl.py makes of its weights. In pixels :sit trains with
+`data.codec= model.patch=16 diffusion.prediction=x diffusion.loss=velocity
+diffusion.weight_cap=400` as in JiT (Li & He 2025).
 
 Variants:
   :sit   SiT-XL/2.
@@ -27,7 +26,8 @@ from configs.diffusion import ddpm
 def get_config(variant: str = "") -> ConfigDict:
   """The config of a variant."""
   c = ddpm.get_config()
-  c.data.name, c.data.channels, c.data.batch_size = "imagenet_latents", 4, 256
+  c.data.name, c.data.size, c.data.batch_size = "imagenet2012", 256, 256
+  c.data.codec = "runs/stable_diffusion_autoencoder"
   c.data.eval_split, c.data.flip = "validation", False
   c.text.encoder, c.text.classes, c.text.dim, c.text.drop = "label", 1000, 1152, 0.1
   c.diffusion.learn_variance = True
@@ -49,8 +49,7 @@ def get_config(variant: str = "") -> ConfigDict:
       c.sample.steps = 125
     case "tiny":
       ddpm.openmoji(c)
-      c.text.encoder = "bytes"
-      c.data.channels = 3
+      c.text.encoder, c.data.codec = "bytes", ""
       base.tiny(c)
       c.noise.timesteps = 100
       c.sample.threshold = "static"

@@ -65,11 +65,11 @@ def fashion_mnist(c: ConfigDict) -> None:
 
 def small(c: ConfigDict) -> None:
   """What both share."""
-  c.model.widths, c.model.blocks, c.model.head_dim = (32, 64, 64), 1, 64
+  c.model.widths, c.model.blocks, c.model.head_dim = (32, 32, 64), 1, 64
   c.vae.perceptual_weight = 0.0
   c.optim.learning_rate, c.optim.b1, c.optim.b2 = 1e-3, 0.9, 0.999
   c.optim.warmup_steps, c.optim.schedule = 100, "cosine"
   c.optim.ema, c.optim.ema_decay = "constant", 0.99
-  c.train.steps = 1500
+  c.train.steps = 1200
   c.train.sample_every = c.train.checkpoint_every = c.train.eval_every = 500
   c.sample.num_images = 64
