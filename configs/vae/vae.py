@@ -10,9 +10,9 @@ al. 2016), `vae.free_bits` leaves each latent some bits (Kingma et al. 2016), an
 `bpd_iwae` is the bound of Burda et al. 2016.
 
 Variants:
-  :fashion_mnist  the default, by its name: six minutes on two CPU cores.
+  :fashion_mnist  the default, by its name: under ten minutes on two CPU cores.
   :openmoji32     captions to 32x32 OpenMoji, a mixture of discretized logistics
-                  (Salimans et al. 2017): six minutes.
+                  (Salimans et al. 2017): somewhat longer.
   :tiny           seconds; what tests use.
 """
 
@@ -28,8 +28,8 @@ def get_config(variant: str = "") -> ConfigDict:
   c.vae = base.vae()
   c.vae.latent_dim, c.vae.latent_channels = 32, 16
   c.vae.warmup_steps = 300
-  c.model.widths, c.model.blocks, c.model.attention = (32, 64, 64), 1, ()
-  c.data.batch_size = 64
+  c.model.widths, c.model.blocks, c.model.attention = (16, 32, 64), 1, ()
+  c.data.batch_size = 32
   c.optim.learning_rate, c.optim.warmup_steps, c.optim.schedule = 1e-3, 100, "cosine"
   c.optim.ema, c.optim.ema_decay = "warmup", 0.995
   c.train.steps = 1500
@@ -56,5 +56,6 @@ def openmoji32(c: ConfigDict) -> None:
   """Text to 32x32 OpenMoji in three languages."""
   c.data.languages = ("en", "zh", "ja")
   c.text.max_tokens = 48
-  c.vae.likelihood, c.vae.latent_dim = "logistic_mixture", 64
+  c.vae.likelihood, c.vae.components = "logistic_mixture", 5
+  c.vae.latent_dim = 64
   c.sample.num_images = 32
