@@ -12,7 +12,7 @@ al. 2016), `vae.free_bits` leaves each latent some bits (Kingma et al. 2016), an
 Variants:
   :fashion_mnist  the default, by its name: under ten minutes on two CPU cores.
   :openmoji32     captions to 32x32 OpenMoji, a mixture of discretized logistics
-                  (Salimans et al. 2017): somewhat longer.
+                  (Salimans et al. 2017): ten minutes or more.
   :tiny           seconds; what tests use.
 """
 
