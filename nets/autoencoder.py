@@ -16,6 +16,10 @@ from text.cond import Cond
 
 Given = Array | None
 
+# Channels a group of the norms, at least: Stable Diffusion's 32 groups have as many. In
+# narrower networks each would be one channel and lose its mean over the picture.
+LEAST = 4
+
 
 class Stack(nn.Module):
   """What Encoder and Decoder share: settings, blocks, and both ends of the network.
@@ -73,17 +77,19 @@ class Stack(nn.Module):
     return self._block(x, x.shape[-1], "middle_1", vec, ids)
 
   def _out(self, x: Array) -> Array:
-    x = jax.nn.silu(GroupNorm(name="out_norm")(x.astype(jnp.float32)))
+    x = jax.nn.silu(GroupNorm(LEAST, name="out_norm")(x.astype(jnp.float32)))
     return Conv(self.out_channels, name="out")(x)
 
   def _block(self, x: Array, features: int, name: str, vec: Given, ids: Given) -> Array:
     block = nn.remat(ResBlock) if self.remat else ResBlock
-    return block(features, self.dropout, self.dtype, name=name)(x, vec, ids)
+    options = (self.dropout, self.dtype)
+    return block(features, *options, least=LEAST, name=name)(x, vec, ids)
 
   def _attend(self, x: Array, name: str) -> Array:
     block = nn.remat(AttentionBlock) if self.remat else AttentionBlock
     head_dim = self.head_dim or x.shape[-1]
-    return block(head_dim, self.dtype, text=False, name=name)(x, Cond())
+    made = block(head_dim, self.dtype, text=False, least=LEAST, name=name)
+    return made(x, Cond())
 
 
 class Encoder(Stack):

@@ -259,7 +259,9 @@ class TopDown(nn.Module):
         times = side // x.shape[1]
         x = start + x.repeat(times, axis=1).repeat(times, axis=2)
       if count:
-        stack = _scanned(Group, count, 0, 0, nn.broadcast, nn.broadcast, remat=self.remat)
+        stack = _scanned(
+          Group, count, 0, 0, nn.broadcast, nn.broadcast, remat=self.remat
+        )
         group = stack(self.channels, gain, self.dtype, name=f"groups_{i}")
         on, drawn = drawn[:count], drawn[count:]
         seen = None if maps is None else maps[i]

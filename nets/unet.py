@@ -55,6 +55,7 @@ class ResBlock(nn.Module):
     resample: 'down' or 'up' halves or doubles the image, on both ways, before the
       first convolution and the shortcut; '' does not.
     project: the shortcut is a convolution even if the channels stay.
+    least: channels a group of the norms has at least (1 or 4).
   """
 
   features: int
@@ -64,6 +65,7 @@ class ResBlock(nn.Module):
   skip_scale: bool = False
   resample: str = ""
   project: bool = False
+  least: int = 1
 
   @nn.compact
   def __call__(
@@ -73,7 +75,7 @@ class ResBlock(nn.Module):
     ids: Integer[Array, " b"] | None,
   ) -> Float[Array, "b h2 w2 f"]:
     zeros, f = nn.initializers.zeros, self.features
-    y = jax.nn.silu(GroupNorm(name="norm_0")(x))
+    y = jax.nn.silu(GroupNorm(self.least, name="norm_0")(x))
     if self.resample:
       x, y = ({"down": halve, "up": double}[self.resample](a) for a in (x, y))
     y = Conv(f, dtype=self.dtype, name="conv_0")(y)
@@ -86,7 +88,7 @@ class ResBlock(nn.Module):
       if not scaled:
         y, mod = y + mod[:, None, None], None
     # A norm over one channel would take a shift of it away again.
-    norm = GroupNorm(least=1 if scaled else 4, name="norm_1")
+    norm = GroupNorm(self.least if scaled else 4, name="norm_1")
     y = jax.nn.silu(norm(y, mod))
     y = Dropout(self.dropout)(y, ids)
     y = Conv(f, dtype=self.dtype, kernel_init=zeros, name="conv_1")(y)
@@ -104,6 +106,7 @@ class AttentionBlock(nn.Module):
     skip_scale: divide each sum by sqrt(2).
     pixels: whether the pixels read one another.
     text: whether they read the text.
+    least: channels a group of the norms has at least (1 or 4).
   """
 
   head_dim: int
@@ -111,6 +114,7 @@ class AttentionBlock(nn.Module):
   skip_scale: bool = False
   pixels: bool = True
   text: bool = True
+  least: int = 1
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"], cond: Cond) -> Float[Array, "b h w c"]:
@@ -118,11 +122,11 @@ class AttentionBlock(nn.Module):
     heads, zeros = c // self.head_dim, nn.initializers.zeros
     x = x.reshape(b, h * w, c)
     if self.pixels:
-      y = GroupNorm(name="norm")(x)
+      y = GroupNorm(self.least, name="norm")(x)
       y = SelfAttention(heads, self.dtype, zeros, name="attention")(y)
       x = join(x, y, self.skip_scale)
     if self.text and cond.seq is not None:
-      y = GroupNorm(name="norm_text")(x)
+      y = GroupNorm(self.least, name="norm_text")(x)
       y = CrossAttention(heads, self.dtype, name="text")(y, cond.seq, cond.mask)
       x = join(x, y, self.skip_scale)
     return x.reshape(b, h, w, c)

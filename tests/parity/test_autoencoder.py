@@ -17,8 +17,8 @@ from nets.pretrained import autoencoder
 
 # Two levels with attention in one of them, and f = 8.
 SETTINGS = {
-  "f2": {"widths": (32, 64), "blocks": 2, "attention": (8,)},
-  "f8": {"widths": (32, 32, 64, 96), "blocks": 1, "attention": ()},
+  "f2": {"widths": (32, 40), "blocks": 2, "attention": (8,)},
+  "f8": {"widths": (32, 40, 56, 72), "blocks": 1, "attention": ()},
 }
 SHAPE = (16, 32, 3)
 
@@ -52,6 +52,7 @@ def peer(name: str) -> AutoencoderKL:
     down_block_types=[f"{'Attn' * a}DownEncoderBlock2D" for a in attends],
     up_block_types=[f"{'Attn' * a}UpDecoderBlock2D" for a in attends[::-1]],
     block_out_channels=widths,
+    norm_num_groups=8,  # ours of these widths
     layers_per_block=blocks,
   )
   with torch.no_grad():
