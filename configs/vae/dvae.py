@@ -33,7 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
     case "openmoji32" | "fashion_mnist":
       # A short run: less pressure towards even use of the codes, a quicker anneal.
       c.vae.codes, c.vae.kl_weight, c.vae.kl_warmup_steps = 256, 1.0, 200
-      c.vae.temperature_steps = 1000
+      c.vae.temperature_steps = 800
     case "tiny":
       base.tiny(c)
   return c

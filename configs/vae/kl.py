@@ -70,6 +70,6 @@ def small(c: ConfigDict) -> None:
   c.optim.learning_rate, c.optim.b1, c.optim.b2 = 1e-3, 0.9, 0.999
   c.optim.warmup_steps, c.optim.schedule = 100, "cosine"
   c.optim.ema, c.optim.ema_decay = "constant", 0.99
-  c.train.steps = 1200
+  c.train.steps = 1000
   c.train.sample_every = c.train.checkpoint_every = c.train.eval_every = 500
   c.sample.num_images = 64

@@ -32,7 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
   c.data.batch_size = 32
   c.optim.learning_rate, c.optim.warmup_steps, c.optim.schedule = 1e-3, 100, "cosine"
   c.optim.ema, c.optim.ema_decay = "warmup", 0.995
-  c.train.steps = 1500
+  c.train.steps = 1000
   c.train.sample_every = c.train.checkpoint_every = c.train.eval_every = 500
   c.sample.guidance_scale, c.sample.edit = 1.0, "reconstruct"
   c.sample.num_images = 40
