@@ -13,8 +13,10 @@ workdir that configs/vae/kl.py makes of its weights. In pixels :sit trains with
 diffusion.weight_cap=400` as in JiT (Li & He 2025).
 
 Variants:
-  :sit   SiT-XL/2.
-  :tiny  seconds; what tests use.
+  :sit         SiT-XL/2.
+  :openmoji32  captions to the 8x8x4 latents of configs/vae/kl.py:openmoji32, in
+               runs/kl, by a small SiT.
+  :tiny        seconds; what tests use, in pixels.
 """
 
 from ml_collections import ConfigDict
@@ -47,6 +49,8 @@ def get_config(variant: str = "") -> ConfigDict:
       c.diffusion.learn_variance = False
       c.sample.sampler, c.sample.variance = "heun", "small"
       c.sample.steps = 125
+    case "openmoji32":
+      openmoji32(c)
     case "tiny":
       ddpm.openmoji(c)
       c.text.encoder, c.data.codec = "bytes", ""
@@ -54,5 +58,21 @@ def get_config(variant: str = "") -> ConfigDict:
       c.noise.timesteps = 100
       c.sample.threshold = "static"
     case _:
-      raise base.unknown_variant(variant, ("sit", "tiny"))
+      raise base.unknown_variant(variant, ("sit", "openmoji32", "tiny"))
   return c
+
+
+def openmoji32(c: ConfigDict) -> None:
+  """A small SiT with logit-normal times on the latents of a small autoencoder."""
+  ddpm.openmoji32(c)
+  c.data.codec, c.data.eval_split = "runs/kl", "test"
+  c.text.classes, c.text.dim = 0, 128
+  c.noise.schedule, c.noise.density = "rectified_flow", "logit_normal"
+  c.diffusion.prediction = c.diffusion.loss = "velocity"
+  c.diffusion.learn_variance = False
+  c.model.remat = False
+  c.model.dim, c.model.depth, c.model.heads, c.model.patch = 128, 6, 2, 1
+  c.optim.grad_clip = 1.0
+  c.train.steps = 2000
+  c.sample.sampler, c.sample.grid, c.sample.steps = "heun", "time", 20
+  c.sample.guidance_scale = 2.0
