@@ -68,14 +68,16 @@ def test_codecs(kind):
 
 
 def test_what_is_tracked_is_the_same_over_devices_and_microbatches():
-  config, family, state = started("rq")
+  config = tiny("rq")
+  config.model.widths, config.model.blocks = (8,), 0
+  family = autoencoder.make(config, Spec((8, 8, 3)))
   batch = random_batch(config, 1)
+  state = jax.jit(family.init)(KEY, batch)
   batch["_mask"][-1:] = False
   cut = jax.tree.map(lambda a: a.reshape(2, 4, *a.shape[1:]), batch)
   step = jax.vmap(family.step, (None, 0, None, None), axis_name="devices")
   each, logged_each = jax.jit(lambda *args: step(*args, "devices"))(state, cut, KEY)
   first = jax.tree.map(lambda a: a[0], (each.extra["tracked"], logged_each))
-  config = ConfigDict(config.to_dict())
   config.optim.microbatches = 4
   parts = autoencoder.make(config, Spec((8, 8, 3)))
   whole, logged = jax.jit(parts.step)(state, batch, KEY)
