@@ -74,15 +74,18 @@ def train(
     # One branch of keys for each use, so that no two share a draw.
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     state = initial_state(run, family, checkpoints, init_key, first)
+    if not cfg.steps and checkpoints.latest() is None:
+      say("train.steps=0: the weights are kept as the family starts with them")
+      checkpoints.save(0, state)
+      checkpoints.wait()
+      return state
     step_fn = run.compile_step(family.step, state, first)
     size, memory = count_params(state.params), step_fn.memory() / 2**20
     say(
       f"{size:,} parameters, {memory:,.0f} MiB a device; from step {start} to"
       f" {cfg.steps}"
     )
-    if checkpoints.latest() is None and not cfg.steps:
-      checkpoints.save(0, state)  # the weights that the family starts from
-    elif start >= cfg.steps:
+    if start >= cfg.steps:
       more = "set it higher to go on"
       if config.optim.schedule in ("cosine", "linear"):
         more = "its learning rate ends there, so more steps need a new workdir"
