@@ -20,6 +20,7 @@ KEY = jax.random.key(0)
 SHAPE = (2, 2, 1)
 expect = jax.jit(em.expect)
 maximise = jax.jit(em.maximise)
+start = jax.jit(em.start, static_argnums=(4, 5))
 
 
 def random_mixture(k=3, d=4, r=2, v=3, least=0.05):
@@ -117,8 +118,12 @@ def slow_em(model, x, words, floor, smoothing):
       second[:r, :r] += np.eye(r) - gain @ loadings[j]
       xz += weight * np.outer(row, z)
       zz += weight * second
-    factors[j] = xz @ np.linalg.inv(zz)
-    noise[j] = q[j] @ x**2 / q[j].sum() - np.diag(factors[j] @ xz.T) / q[j].sum()
+    plain = xz @ np.linalg.inv(zz)
+    mean = zz[:r, r] / q[j].sum()
+    root = np.linalg.cholesky(zz[:r, :r] / q[j].sum() - np.outer(mean, mean))
+    factors[j, :, :r] = plain[:, :r] @ root
+    factors[j, :, r] = plain[:, :r] @ mean + plain[:, r]
+    noise[j] = q[j] @ x**2 / q[j].sum() - np.diag(plain @ xz.T) / q[j].sum()
     count = q[j] @ words + smoothing
     theta.append(count / count.sum())
   return q.mean(1), factors, np.maximum(noise, floor), np.log(theta)
@@ -128,11 +133,16 @@ def slow_em(model, x, words, floor, smoothing):
 def test_an_iteration_by_hand(rank):
   model, (x, words, mask) = random_mixture(r=rank), random_rows()
   found, _ = expect(model, x, words, mask)
-  got = maximise(found, model, floor=0.3, smoothing=0.5)
+  got, moved = maximise(found, model, floor=0.3, smoothing=0.5)
   wanted = slow_em(model, x, words, 0.3, 0.5)
   assert (np.asarray(got.noise) == np.float32(0.3)).any()
   for a, b in zip(jax.tree.leaves(got), wanted, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+  # z is standard in the statistics that are kept, and its mean 0.
+  standard = np.eye(rank + 1) * np.asarray(moved.zz)[:, -1:, -1:]
+  np.testing.assert_allclose(moved.zz, standard, atol=1e-3)
+  again, _ = maximise(moved, model, floor=0.3, smoothing=0.5)
+  assert largest_difference(again, got) < 1e-3
 
 
 def test_statistics_are_sums_over_unmasked_rows():
@@ -161,11 +171,12 @@ def plain_em(rank, iterations=60):
   x, chosen, _, _ = clusters()
   x, words, mask = jnp.asarray(x), jax.nn.one_hot(chosen, 3), jnp.ones(len(x), bool)
   ids = jnp.arange(len(x), dtype=jnp.uint32)
-  model = em.start(KEY, x, ids, mask, (3, rank, 3), 1e-6)
+  model = start(KEY, x, ids, mask, (3, rank, 3), 1e-6)
 
   def iteration(model, _):
     found, log_p = em.expect(model, x, words, mask)
-    return em.maximise(found, model, floor=1e-6, smoothing=1e-6), log_p.mean()
+    model, _ = em.maximise(found, model, floor=1e-6, smoothing=1e-6)
+    return model, log_p.mean()
 
   return jax.lax.scan(iteration, model, length=iterations)
 
@@ -197,7 +208,7 @@ def test_em_ends_where_the_gradient_of_the_likelihood_is_zero():
     return em.log_joint(model, jnp.asarray(x), words).mean()
 
   model, _ = plain_em(1)
-  begun = em.start(
+  begun = start(
     KEY,
     jnp.asarray(x),
     jnp.arange(len(x), dtype=jnp.uint32),
@@ -214,15 +225,15 @@ def test_em_ends_where_the_gradient_of_the_likelihood_is_zero():
 def test_start_and_what_it_expects():
   x, _, _ = random_rows(12)
   ids, mask = jnp.arange(12, dtype=jnp.uint32), jnp.arange(12) < 8
-  model = em.start(KEY, x, ids, mask, (8, 2, 3), 1e-6)
+  model = start(KEY, x, ids, mask, (8, 2, 3), 1e-6)
   # Each component around another of the 8 rows that count.
   distance = np.abs(np.asarray(model.mean)[:, None] - np.asarray(x)[None, :8]).sum(-1)
   assert sorted(distance.argmin(1)) == list(range(8))
   assert (distance.min(1) == 0).all()
   # Wherever the rows stand.
-  turned = em.start(KEY, x[::-1], ids[::-1], mask[::-1], (8, 2, 3), 1e-6)
+  turned = start(KEY, x[::-1], ids[::-1], mask[::-1], (8, 2, 3), 1e-6)
   assert largest_difference(model, turned) < 1e-6
-  again = em.maximise(em.expected(model), model, floor=1e-6, smoothing=1.0)
+  again, _ = maximise(em.expected(model), model, floor=1e-6, smoothing=1.0)
   assert largest_difference(model, again) < 1e-5
 
 
@@ -231,7 +242,7 @@ def test_a_component_without_rows_stays():
   factors = model.factors.at[1, :, -1].set(1e3)
   model = model.replace(factors=factors)
   found, _ = expect(model, x, words, mask)
-  new = maximise(found, model, floor=1e-6, smoothing=1.0)
+  new, _ = maximise(found, model, floor=1e-6, smoothing=1.0)
   assert new.weight[1] == 0
   np.testing.assert_array_equal(new.factors[1], model.factors[1])
   np.testing.assert_array_equal(new.noise[1], model.noise[1])
@@ -265,7 +276,7 @@ def batch_of(config, n=16, **fields):
 def stepping(config):
   """A family, its first state, and its compiled step."""
   family = mixture.make(config, Spec(SHAPE))
-  state = family.init(KEY, batch_of(config))
+  state = jax.jit(family.init)(KEY, batch_of(config))
   return family, state, jax.jit(family.step)
 
 
@@ -324,7 +335,14 @@ def test_statistics_move_by_rho():
       found,
     )
     state, _ = step(state, batch, KEY)
-    assert largest_difference(state.opt["generator"], wanted) < 1e-5
+    kept = state.opt["generator"]
+    assert largest_difference(kept.xx, wanted.xx) < 1e-5
+    assert largest_difference(kept.words, wanted.words) < 1e-5
+    assert largest_difference(kept.zz[:, -1, -1], wanted.zz[:, -1, -1]) < 1e-5
+    # z is measured anew, which leaves the sums of x, and F [z, 1] with them, alone.
+    solved = np.linalg.solve(wanted.zz, wanted.xz.swapaxes(1, 2))
+    resolved = np.linalg.solve(kept.zz, kept.xz.swapaxes(1, 2))
+    np.testing.assert_allclose(kept.xz @ resolved, wanted.xz @ solved, atol=1e-4)
 
 
 def test_a_step_that_is_not_finite_changes_nothing():

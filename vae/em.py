@@ -83,15 +83,18 @@ def log_density(
 def latent(
   mixture: Mixture,
 ) -> tuple[Float[Array, " k"], Float[Array, "k r r"]]:
-  """log |A| and A^-1 = Cov[z | x, k], the same for every x, of A = I + W^T Psi^-1 W."""
-  loadings = mixture.factors[..., :-1]
-  identity = jnp.eye(loadings.shape[-1])
-  scaled = loadings / mixture.noise[..., None]
-  root = jnp.linalg.cholesky(identity + einsum("kdr,kds->krs", loadings, scaled))
-  solve = lambda c: solve_triangular(c, identity, lower=True)  # noqa: E731
-  inverse = jax.vmap(solve)(root)
-  log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(root, axis1=1, axis2=2)), -1)
-  return log_det, einsum("kqr,kqs->krs", inverse, inverse)
+  """log |A| and A^-1 = Cov[z | x, k], the same for every x, of A = I + W^T Psi^-1 W.
+
+  By the triangle R of [Psi^-1/2 W; I] = Q R, so that A = R^T R. A itself has the square
+  of its condition, and in float32 soon no Cholesky root.
+  """
+  scaled = mixture.factors[..., :-1] / jnp.sqrt(mixture.noise)[..., None]
+  identity = jnp.eye(scaled.shape[-1])
+  stack = lambda part: jnp.concatenate([part, identity])  # noqa: E731
+  root = jnp.linalg.qr(jax.vmap(stack)(scaled), mode="r")
+  inverse = jax.vmap(lambda r: solve_triangular(r, identity))(root)
+  diagonal = jnp.abs(jnp.diagonal(root, axis1=1, axis2=2))
+  return 2 * jnp.sum(jnp.log(diagonal), -1), einsum("kqr,ksr->kqs", inverse, inverse)
 
 
 def log_evidence(mixture: Mixture, words: Float[Array, "b v"]) -> Float[Array, "k b"]:
@@ -114,18 +117,6 @@ def log_conditional(
   """log p(x | y) = log p(x, y) - log p(y), with p(y) = sum_k p(k) p(y | k)."""
   log_y = logsumexp(log_evidence(mixture, words), axis=0)
   return log_joint(mixture, x, words) - log_y
-
-
-def draw(
-  mixture: Mixture, key: Key[Array, ""], log_k: Float[Array, " k"]
-) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
-  """One x, and the mean of its component, which is drawn first, by log_k + constant."""
-  key_k, key_z, key_e = jax.random.split(key, 3)
-  k = jax.random.categorical(key_k, log_k)
-  factors, noise = mixture.factors[k], mixture.noise[k]
-  z = jax.random.normal(key_z, factors.shape[1:])[:-1]
-  e = jnp.sqrt(noise) * jax.random.normal(key_e, noise.shape)
-  return factors[:, -1] + factors[:, :-1] @ z + e, factors[:, -1]
 
 
 def expect(
@@ -160,11 +151,17 @@ def maximise(
   *,
   floor: float | Float[Array, ""],
   smoothing: float | Float[Array, ""],
-) -> Mixture:
+) -> tuple[Mixture, Statistics]:
   """The M step: the parameters that make the expected log-likelihood greatest.
 
   F = xz zz^-1, psi = (xx - diag(F xz^T)) / n, pi = n / sum n with n the sum of q
   (Ghahramani & Hinton 1996, equations 7 and 8), and p(v | k) the share of word v.
+
+  Then z is measured anew, to have mean 0 and covariance 1 over the rows: PX-EM (Liu,
+  Rubin & Wu 1998, Biometrika 85), which like EM never lowers the likelihood. Many
+  pixels tell z almost exactly, whatever its scale, and EM alone hardly ever finds the
+  one at which z is N(0, I), as drawing takes it to be. With zz = n B B^T it is
+  F = xz B^-T / n, and xz B^-T and B^-1 zz B^-T are the statistics of the new z.
 
   Args:
     statistics: of any scale: sums or means over rows.
@@ -174,19 +171,33 @@ def maximise(
       prior with parameter 1 + smoothing), in the statistics' scale. Above 0.
   """
   count = statistics.zz[:, -1, -1]
-  some = count > EMPTY
-  identity = jnp.eye(statistics.zz.shape[-1])
-  zz = jnp.where(some[:, None, None], statistics.zz, identity)
-  factors = jnp.linalg.solve(zz, statistics.xz.swapaxes(1, 2)).swapaxes(1, 2)
-  noise = statistics.xx - jnp.sum(factors * statistics.xz, -1)
-  noise = jnp.maximum(noise / zz[:, -1, -1, None], floor)
-  words = jnp.log(statistics.words + smoothing)
-  return Mixture(
+  some = (count > EMPTY)[:, None]
+  n = jnp.where(some, count[:, None], 1.0)[..., None]
+  basis = jax.vmap(square_root)(statistics.zz / n)
+  inverse = jnp.linalg.inv(basis)
+  xz = einsum("kds,kts->kdt", statistics.xz, inverse)
+  zz = einsum("kpq,kqs,kts->kpt", inverse, statistics.zz, inverse)
+  factors = xz / n
+  noise = jnp.maximum(statistics.xx / n[..., 0] - jnp.sum(factors**2, -1), floor)
+  new = Mixture(
     weight=count / jnp.sum(count),
-    factors=jnp.where(some[:, None, None], factors, before.factors),
-    noise=jnp.where(some[:, None], noise, before.noise),
-    words=jax.nn.log_softmax(words),
+    factors=jnp.where(some[..., None], factors, before.factors),
+    noise=jnp.where(some, noise, before.noise),
+    words=jax.nn.log_softmax(jnp.log(statistics.words + smoothing)),
   )
+  return new, statistics.replace(
+    xz=jnp.where(some[..., None], xz, statistics.xz),
+    zz=jnp.where(some[..., None], zz, statistics.zz),
+  )
+
+
+def square_root(second: Float[Array, "s s"]) -> Float[Array, "s s"]:
+  """B = [[L, m], [0, 1]] with B B^T the second moments of [z, 1]; L L^T = Cov[z]."""
+  mean = second[:-1, -1:]
+  # Few rows leave directions without any variance.
+  jitter = 1e-6 * jnp.eye(len(mean))
+  root = jnp.linalg.cholesky(second[:-1, :-1] - mean * mean.T + jitter)
+  return jnp.pad(jnp.concatenate([root, mean], 1), ((0, 1), (0, 0))).at[-1, -1].set(1.0)
 
 
 def start(

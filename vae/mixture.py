@@ -12,7 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 from ml_collections import ConfigDict
 
 from core.errors import UserError, unknown
@@ -102,7 +102,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     found, metrics = jax.tree.map(lambda a: a / count, (found, metrics))
     rho = (updates_done(state) + 2.0) ** -settings.power
     moved = jax.tree.map(lambda s, new: (1 - rho) * s + rho * new, average, found)
-    new = em.maximise(moved, mixture, floor=settings.floor, smoothing=smoothing)
+    new, moved = em.maximise(moved, mixture, floor=settings.floor, smoothing=smoothing)
     good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(optax.tree.norm(new))
     good &= jnp.isfinite(optax.tree.norm(moved))
     new, moved = keep_if(good, (new, moved), (mixture, average))
@@ -124,7 +124,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   def sample(state: State, rng: Array, cond: Cond, n: int) -> Samples:
     mixture, keys = state.ema[NAME], sample_keys(rng, n)
     log_k = em.log_evidence(mixture, counted(cond, n, kinds)).T
-    x, mean = jax.vmap(em.draw, (None, 0, 0))(mixture, keys, log_k)
+    x, mean = jax.vmap(draw, (None, 0, 0))(mixture, keys, log_k)
     overall = jnp.broadcast_to(mixture.weight @ mixture.mean, x.shape)
     # Backwards, so that a single frame is the picture.
     times = jnp.linspace(2.0, 0.0, config.sample.frames)[::-1, None, None]
@@ -149,6 +149,18 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     return bits(em.log_conditional(state.ema[NAME], x, words))
 
   return Family(init=init, step=step, sample=sample, evals={"loss": loss, "bpd": bpd})
+
+
+def draw(
+  mixture: Mixture, key: Key[Array, ""], log_k: Float[Array, " k"]
+) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
+  """One x, and the mean of its component, which is drawn first, by log_k + constant."""
+  key_k, key_z, key_e = jax.random.split(key, 3)
+  k = jax.random.categorical(key_k, log_k)
+  factors, noise = mixture.factors[k], mixture.noise[k]
+  z = jax.random.normal(key_z, factors.shape[1:])[:-1]
+  e = jnp.sqrt(noise) * jax.random.normal(key_e, noise.shape)
+  return factors[:, -1] + factors[:, :-1] @ z + e, factors[:, -1]
 
 
 def check(config: ConfigDict, spec: Spec) -> None:
