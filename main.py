@@ -14,7 +14,7 @@ from core.train import Hook
 from core.train import train as run_training
 from core.workdir import open_workdir, reopen_workdir
 from data import source
-from eval.evaluate import Scorer, own, usual
+from eval.evaluate import Scorer, in_training, usual
 from pipelines import build, given, sample
 
 FLAGS = flags.FLAGS
@@ -39,13 +39,14 @@ def train(config: ConfigDict, path: str) -> None:
   small = given.small_pictures(config, [], prompts, lambda: held_out)
   each = -(-config.sample.num_images // len(prompts))
   sampler = sample.sampler(config, family, run, prompts, labels, each, small)
-  metrics = tuple(config.eval.train_metrics) or own(family)
+  metrics = tuple(config.eval.train_metrics) or in_training(family)
   scorer = Scorer(config, family, run, Path(path), metrics, load)
   workdir = open_workdir(path, config)
+  grid = sample.preview(sampler, len(prompts), workdir / "samples")
   hooks = [
     # Before what may fail: a checkpoint of a step must not be without its snapshot.
     *snapshots.hooks(config, workdir),
-    Hook(config.train.sample_every, sample.preview(sampler, each, workdir / "samples")),
+    Hook(config.train.sample_every, grid),
     Hook(config.train.eval_every, scorer.log),
   ]
   run_training(config, family, run, build.train_stream(config, data), workdir, hooks)

@@ -155,7 +155,8 @@ def get_config() -> ConfigDict:
   # reconstructions rfd, psnr, ssim, lpips, codebook. () takes all but fd_infinity,
   # kid_subsets and is.
   c.eval.metrics = ()
-  c.eval.train_metrics = ()  # the same in training; () takes the family's own
+  # The same in training; () takes the family's own, and psnr of an autoencoder.
+  c.eval.train_metrics = ()
   # Of the evaluation split, for its own evals, and how many are drawn for the others
   # (papers draw 50,000); 0 takes all, and draws as many as the reference has.
   c.eval.num_images = 2000

@@ -49,6 +49,11 @@ def own(family: Family) -> tuple[str, ...]:
   return tuple(name for name in family.evals if name not in family.on_request)
 
 
+def in_training(family: Family) -> tuple[str, ...]:
+  """What is taken during training unless told; a codec's PSNR, with its pictures."""
+  return (*own(family), *(("psnr",) if family.codecs else ()))
+
+
 def apart(config: ConfigDict, train: Dataset, held_out: Dataset) -> bool:
   """Whether the evaluation split holds pictures that are not trained on."""
   splits = (config.data.train_split, config.data.eval_split)

@@ -1,5 +1,6 @@
 """From prompts to pictures: in training as a grid, by request as files."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -136,12 +137,16 @@ def slice_of_process(tree: object) -> object:
 
 
 def preview(
-  sampler: Sampler, columns: int, folder: Path
+  sampler: Sampler, prompts: int, folder: Path
 ) -> Callable[[State], dict[str, float]]:
-  """A training hook that writes a grid, always of the same noise and prompts."""
+  """A training hook that writes a grid, always of the same noise and prompts.
+
+  A row a prompt; a square if there is but one.
+  """
 
   def run(state: State) -> dict[str, float]:
     images = sampler(state).images
+    columns = len(images) // prompts if prompts > 1 else math.isqrt(len(images))
     if jax.process_index() == 0:
       file = folder / f"step_{int(state.step):07d}.png"
       pictures.save(pictures.grid(images, columns), file)
