@@ -192,9 +192,9 @@ def test_em_finds_separate_clusters():
   x, chosen, means, _ = clusters()
   model, _ = plain_em(0)
   for k in range(3):
-    nearest = np.argmin(np.abs(np.asarray(model.mean) - means[k]).sum(-1))
+    nearest = np.argmin(np.abs(np.asarray(model.factors[..., -1]) - means[k]).sum(-1))
     rows = x[chosen == k]
-    np.testing.assert_allclose(model.mean[nearest], rows.mean(0), atol=1e-3)
+    np.testing.assert_allclose(model.factors[..., -1][nearest], rows.mean(0), atol=1e-3)
     np.testing.assert_allclose(model.noise[nearest], rows.var(0), rtol=1e-2)
     np.testing.assert_allclose(model.weight[nearest], len(rows) / len(x), atol=1e-3)
     assert np.exp(model.words)[nearest, k] > 0.999
@@ -227,7 +227,9 @@ def test_start_and_what_it_expects():
   ids, mask = jnp.arange(12, dtype=jnp.uint32), jnp.arange(12) < 8
   model = start(KEY, x, ids, mask, (8, 2, 3), 1e-6)
   # Each component around another of the 8 rows that count.
-  distance = np.abs(np.asarray(model.mean)[:, None] - np.asarray(x)[None, :8]).sum(-1)
+  distance = np.abs(
+    np.asarray(model.factors[..., -1])[:, None] - np.asarray(x)[None, :8]
+  ).sum(-1)
   assert sorted(distance.argmin(1)) == list(range(8))
   assert (distance.min(1) == 0).all()
   # Wherever the rows stand.
@@ -384,7 +386,7 @@ def test_samples_have_the_moments_of_the_condition():
     # From the mean of all to a component's mean to the picture.
     overall, middle, last = np.asarray(samples.frames).reshape(3, n, 4)
     np.testing.assert_allclose(
-      overall, np.tile(model.weight @ model.mean, (n, 1)), atol=1e-6
+      overall, np.tile(model.weight @ model.factors[..., -1], (n, 1)), atol=1e-6
     )
     which = np.abs(middle[:, None] - means).sum(-1).argmin(1)
     np.testing.assert_allclose(middle, means[which], atol=1e-6)

@@ -36,11 +36,6 @@ class Mixture(struct.PyTreeNode):
   noise: Float[Array, "k d"]  # psi
   words: Float[Array, "k v"]  # log p(word | k)
 
-  @property
-  def mean(self) -> Float[Array, "k d"]:
-    """mu."""
-    return self.factors[..., -1]
-
 
 class Statistics(struct.PyTreeNode):
   """Expected sums over rows, weighted by the responsibilities q = p(k | x, y)."""

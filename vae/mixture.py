@@ -125,7 +125,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     mixture, keys = state.ema[NAME], sample_keys(rng, n)
     log_k = em.log_evidence(mixture, counted(cond, n, kinds)).T
     x, mean = jax.vmap(draw, (None, 0, 0))(mixture, keys, log_k)
-    overall = jnp.broadcast_to(mixture.weight @ mixture.mean, x.shape)
+    overall = jnp.broadcast_to(mixture.weight @ mixture.factors[..., -1], x.shape)
     # Backwards, so that a single frame is the picture.
     times = jnp.linspace(2.0, 0.0, config.sample.frames)[::-1, None, None]
     path = overall + jnp.minimum(times, 1) * (mean - overall)
