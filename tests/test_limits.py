@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from configs import base
 from configs.diffusion import ddpm
 from core import limits
 from core.errors import UserError
@@ -27,6 +28,8 @@ def test_numbers_out_of_range(field: str) -> None:
   if allowed.open_high:
     bad.append(allowed.high)
   config = ddpm.get_config()
+  # So that every field that has a range is there.
+  config.vae, config.mixture = base.vae(), base.mixture()
   for number in bad:
     with config.unlocked(), config.ignore_type():
       config.update_from_flattened_dict({field: number})
