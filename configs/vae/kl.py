@@ -10,7 +10,7 @@ Stable Diffusion's own weights are read with
 
 Variants:
   :openmoji32     32x32 OpenMoji to 8x8x4: ten minutes on two CPU cores.
-  :fashion_mnist  28x28 Fashion-MNIST to 7x7x4, likewise.
+  :fashion_mnist  32x32 Fashion-MNIST to 8x8x4, likewise.
   :tiny           seconds; what tests use.
 """
 
@@ -57,8 +57,8 @@ def openmoji(c: ConfigDict) -> None:
 
 
 def fashion_mnist(c: ConfigDict) -> None:
-  """28x28 Fashion-MNIST, f = 4, likewise."""
-  c.data.name, c.data.size, c.data.channels = "fashion_mnist", 28, 1
+  """32x32 Fashion-MNIST, f = 4, likewise."""
+  c.data.name, c.data.size, c.data.channels = "fashion_mnist", 32, 1
   c.data.eval_split, c.data.flip, c.data.batch_size = "test", False, 32
   small(c)
 

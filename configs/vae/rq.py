@@ -6,7 +6,7 @@ on ImageNet at 8x8x4 (recalled, not looked up).
 
 Variants:
   :openmoji32     32x32 OpenMoji to 8x8x4 of 64 codes: ten minutes on two CPU cores.
-  :fashion_mnist  28x28 Fashion-MNIST to 7x7x4 of 64 codes, likewise.
+  :fashion_mnist  32x32 Fashion-MNIST to 8x8x4 of 64 codes, likewise.
   :tiny           seconds; what tests use.
 """
 

@@ -7,7 +7,7 @@ A.1), start from k-means and are drawn anew when unused.
 
 Variants:
   :openmoji32     32x32 OpenMoji to 8x8 of 256 codes: ten minutes on two CPU cores.
-  :fashion_mnist  28x28 Fashion-MNIST to 7x7 of 256 codes, likewise.
+  :fashion_mnist  32x32 Fashion-MNIST to 8x8 of 256 codes, likewise.
   :tiny           seconds; what tests use.
 """
 
