@@ -1,38 +1,24 @@
 """The networks of a hierarchy of latents: bottom up through x, then top down.
 
 Sønderby et al. 2016 (Ladder VAE, arXiv:1602.02282) let prior and posterior share the
-way down; the blocks are those of Child 2020 (VDVAE, arXiv:2011.10650, section 3 and
-figure 3): no norms, the branches' last layers scaled with depth.
+way down; the network is that of Child 2020 (VDVAE, arXiv:2011.10650, section 3).
 """
 
-import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from core.errors import UserError
+from nets.groups import Group, Normal, Residual
 from nets.layers import Dense
 from nets.unet import Conv
 
-SOFT = 5.0  # |log std| stays below
-
 Vec = Float[Array, "b e"] | None
-
-
-class Normal(NamedTuple):
-  """Independent normals; groups of one resolution are stacked along g."""
-
-  mean: Float[Array, "*g b h w c"]
-  log_std: Float[Array, "*g b h w c"]
-
-  def at(self, eps: Float[Array, "*g b h w c"]) -> Float[Array, "*g b h w c"]:
-    """z = mean + std eps."""
-    return self.mean + jnp.exp(self.log_std) * eps
 
 
 class Pass(NamedTuple):
@@ -48,7 +34,7 @@ class Pass(NamedTuple):
   out: Float[Array, "b h w r"]
   priors: tuple[Normal, ...]
   posteriors: tuple[Normal | None, ...]
-  latents: tuple[Float[Array, "g b h w c"], ...]
+  latents: tuple[Float[Array, "_ b _ _ _"], ...]
 
 
 def sizes(size: int, count: int) -> tuple[int, ...]:
@@ -77,101 +63,6 @@ def pool(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b {side} {side}
   return x.reshape(b, side, h // side, side, w // side, c).mean((2, 4))
 
 
-class Block(nn.Module):
-  """A 1x1, two 3x3 and a 1x1 convolution, gelu before each.
-
-  On maps of 1x1 or 2x2 all are 1x1. `vec` modulates the first one's output y to
-  y (1 + scale) + shift by a linear map; without it there is none.
-
-  Attributes:
-    features: channels of the output.
-    inside: channels between the layers.
-    gain: of the last layer's initial standard deviation; 0 for a layer of zeros.
-    dtype: of the computation; the parameters are float32.
-  """
-
-  features: int
-  inside: int
-  gain: float = 1.0
-  dtype: DTypeLike = jnp.float32
-
-  @nn.compact
-  def __call__(
-    self, x: Float[Array, "b h w c"], vec: Vec = None
-  ) -> Float[Array, "b h w {self.features}"]:
-    inside, x = self.inside, x.astype(self.dtype)
-    y = Dense(inside, dtype=self.dtype, name="in")(jax.nn.gelu(x))
-    if vec is not None:
-      mod = Dense(2 * inside, dtype=self.dtype, name="modulation")(jax.nn.silu(vec))
-      scale, shift = jnp.split(mod[:, None, None], 2, axis=-1)
-      y = y * (1 + scale) + shift
-    for i in range(2):
-      layer = Conv if x.shape[1] > 2 else Dense
-      y = layer(inside, dtype=self.dtype, name=f"middle_{i}")(jax.nn.gelu(y))
-    last = Dense(
-      self.features, dtype=self.dtype, kernel_init=_scaled(self.gain), name="out"
-    )
-    return last(jax.nn.gelu(y)).astype(jnp.float32)
-
-
-class Residual(nn.Module):
-  """x + `Block`, a quarter as wide inside; the fields are a Block's."""
-
-  gain: float
-  dtype: DTypeLike = jnp.float32
-
-  @nn.compact
-  def __call__(
-    self, x: Float[Array, "b h w c"], vec: Vec = None
-  ) -> tuple[Float[Array, "b h w c"], None]:
-    """The sum, and None for `nn.scan`."""
-    width = x.shape[-1]
-    block = Block(width, _quarter(width), self.gain, self.dtype, name="block")
-    return x + block(x, vec), None
-
-
-class Group(nn.Module):
-  """One group of latents on the way down (VDVAE, figure 3).
-
-  The prior's block gives the prior and what is added to x; the posterior's, which also
-  sees the map that went up, the posterior. x + residual + linear(z) goes through a
-  residual block. A new model's prior is N(0, I).
-
-  Attributes:
-    channels: of z.
-    gain: of the last layers that add to x.
-    dtype: of the computation; moments and x are float32.
-  """
-
-  channels: int
-  gain: float
-  dtype: DTypeLike = jnp.float32
-
-  @nn.compact
-  def __call__(
-    self,
-    x: Float[Array, "b h w c"],
-    eps: Float[Array, "b h w z"],
-    drawn: Bool[Array, ""],
-    seen: Float[Array, "b h w c2"] | None,
-    vec: Vec,
-  ) -> tuple[Float[Array, "b h w c"], tuple]:
-    """x below, and (prior, posterior, z); z is the prior's mean unless `drawn`."""
-    c, width, dtype = self.channels, x.shape[-1], self.dtype
-    inside = _quarter(width)
-    found = Block(2 * c + width, inside, 0.0, dtype, name="prior")(x, vec)
-    prior, posterior = _normal(found[..., : 2 * c]), None
-    if seen is not None:
-      both = jnp.concatenate([x, seen], axis=-1)
-      moments = Block(2 * c, inside, 1.0, dtype, name="posterior")(both, vec)
-      posterior = _normal(moments)
-    z = jnp.where(drawn, (posterior or prior).at(eps), prior.mean)
-    add = Dense(width, dtype=dtype, kernel_init=_scaled(self.gain), name="latents")
-    x = x + found[..., 2 * c :] + add(z)
-    x, _ = Residual(self.gain, dtype, name="residual")(x, vec)
-    return x, (prior, posterior, z)
-
-
 class BottomUp(nn.Module):
   """x -> a map at each resolution, fine to coarse.
 
@@ -180,12 +71,14 @@ class BottomUp(nn.Module):
     blocks: residual blocks at each.
     dtype: of the computation; the maps are float32.
     remat: recompute each block in the backward pass, to save memory.
+    scan: compile one block of a resolution and loop, to save compile time.
   """
 
   widths: tuple[int, ...]
   blocks: tuple[int, ...]
   dtype: DTypeLike = jnp.float32
   remat: bool = False
+  scan: bool = True
 
   @nn.compact
   def __call__(
@@ -196,7 +89,7 @@ class BottomUp(nn.Module):
     maps = []
     for i, side in enumerate(sizes(x.shape[1], len(self.widths))):
       y = _to_width(pool(y, side), self.widths[i], self.dtype, f"width_{i}")
-      stack = _scanned(Residual, self.blocks[i], nn.broadcast, remat=self.remat)
+      stack = _stacked(self, Residual, self.blocks[i], nn.broadcast)
       y, _ = stack(gain, self.dtype, name=f"blocks_{i}")(y, vec)
       maps.append(y)
     return tuple(maps)
@@ -206,8 +99,7 @@ class TopDown(nn.Module):
   """Latents -> output, group by group from the coarsest.
 
   At each resolution x starts as a learned map plus what comes from above, each pixel
-  repeated. The groups of one resolution are one loop, so that compile time does not
-  grow with depth.
+  repeated.
 
   Attributes:
     out_channels: of the output.
@@ -216,6 +108,7 @@ class TopDown(nn.Module):
     widths, groups: at each resolution, fine to coarse.
     dtype: of the computation; moments and output are float32.
     remat: recompute each group in the backward pass, to save memory.
+    scan: compile one group of a resolution and loop, to save compile time.
   """
 
   out_channels: int
@@ -225,6 +118,7 @@ class TopDown(nn.Module):
   groups: tuple[int, ...]
   dtype: DTypeLike = jnp.float32
   remat: bool = False
+  scan: bool = True
 
   @property
   def shapes(self) -> tuple[tuple[int, int, int, int], ...]:
@@ -236,7 +130,7 @@ class TopDown(nn.Module):
   @nn.compact
   def __call__(
     self,
-    eps: tuple[Float[Array, "g b h w c"], ...],
+    eps: tuple[Float[Array, "_ b _ _ _"], ...],
     drawn: Bool[Array, " groups"],
     vec: Vec = None,
     maps: tuple[Float[Array, "b _ _ _"], ...] | None = None,
@@ -259,32 +153,13 @@ class TopDown(nn.Module):
         times = side // x.shape[1]
         x = start + x.repeat(times, axis=1).repeat(times, axis=2)
       if count:
-        stack = _scanned(
-          Group, count, 0, 0, nn.broadcast, nn.broadcast, remat=self.remat
-        )
+        stack = _stacked(self, Group, count, 0, 0, nn.broadcast, nn.broadcast)
         group = stack(self.channels, gain, self.dtype, name=f"groups_{i}")
         on, drawn = drawn[:count], drawn[count:]
         seen = None if maps is None else maps[i]
         x, found = group(x, waiting.pop(0), on, seen, vec)
         met.append(found)
     return Pass(Dense(self.out_channels, name="out")(x), *zip(*met, strict=True))
-
-
-def _quarter(width: int) -> int:
-  return max(1, width // 4)
-
-
-def _scaled(gain: float) -> nn.initializers.Initializer:
-  """Flax's own initializer with its standard deviation times `gain`."""
-  if gain == 0:
-    return nn.initializers.zeros
-  return nn.initializers.variance_scaling(gain**2, "fan_in", "truncated_normal")
-
-
-def _normal(moments: Float[Array, "b h w c"]) -> Normal:
-  """log std is kept within SOFT by a tanh, as NVAE's published code does."""
-  mean, log_std = jnp.split(moments, 2, axis=-1)
-  return Normal(mean, SOFT * jnp.tanh(log_std / SOFT))
 
 
 def _to_width(x: Array, width: int, dtype: DTypeLike, name: str) -> Array:
@@ -294,11 +169,11 @@ def _to_width(x: Array, width: int, dtype: DTypeLike, name: str) -> Array:
   return Dense(width, dtype=dtype, name=name)(x).astype(jnp.float32)
 
 
-def _scanned(
-  block: type[nn.Module], count: int, *in_axes: object, remat: bool
-) -> functools.partial:
-  """So many blocks in a row, each with parameters of its own, as one loop."""
-  if remat:
+def _stacked(
+  module: BottomUp | TopDown, block: type[nn.Module], count: int, *in_axes: object
+) -> Callable[..., nn.Module]:
+  """So many blocks in a row, each with parameters of its own."""
+  if module.remat:
     block = nn.remat(block, prevent_cse=False)
   return nn.scan(
     block,
@@ -306,4 +181,6 @@ def _scanned(
     split_rngs={"params": True},
     in_axes=in_axes,
     length=count,
+    # A CPU runs convolutions inside loops several times slower.
+    unroll=1 if module.scan else count,
   )

@@ -7,17 +7,15 @@ arXiv:2007.03898), VDVAE (Child 2020, arXiv:2011.10650). The loss is minus the e
 lower bound on log p(x|y).
 """
 
-import dataclasses
-import functools
 import math
+from collections.abc import Callable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Integer, Key, PyTree
+from jaxtyping import Array, Float, Integer, Key, PyTree
 from ml_collections import ConfigDict
 
-from core.errors import UserError, unknown
+from core.errors import unknown
 from core.family import (
   Batch,
   Family,
@@ -28,137 +26,13 @@ from core.family import (
   sample_keys,
 )
 from core.step import UNTRACKED, from_loss
-from nets import build
-from nets.ladder import BottomUp, Normal, Pass, TopDown, sizes
-from text import encoders
+from nets.groups import Normal
 from text.cond import Cond
 from vae import bounds, likelihoods
 from vae.bounds import bits
-from vae.likelihoods import Likelihood
+from vae.hierarchy import Maps, Model, Vec
 
 Weights = tuple[PyTree, dict[str, PyTree]]  # parameters, and what `from_loss` tracks
-Maps = tuple[Float[Array, "b _ _ _"], ...]
-Vec = Float[Array, "b e"] | None
-
-
-class Net(nn.Module):
-  """Text encoder, the way up and the way down, trained as one.
-
-  Attributes:
-    text: raw `Cond` -> encoded, whose `pooled` modulates both ways.
-    up: (x, vec) -> maps.
-    down: (eps, drawn, vec, maps) -> `Pass`.
-  """
-
-  text: nn.Module
-  up: BottomUp
-  down: TopDown
-
-  def __call__(self, x: Float[Array, "b h w c"], cond: Cond) -> Pass:
-    """Runs every part once, to make the parameters."""
-    vec = self.embed(cond)
-    eps = tuple(jnp.zeros((g, len(x), *place)) for g, *place in self.down.shapes)
-    drawn = jnp.ones(sum(self.down.groups), bool)
-    return self.descend(eps, drawn, vec, self.ascend(x, vec))
-
-  def embed(self, cond: Cond) -> Vec:
-    """Raw condition -> the vector that both ways read; None if there is none."""
-    return self.text(cond).pooled
-
-  def ascend(self, x: Float[Array, "b h w c"], vec: Vec) -> Maps:
-    """What the posteriors see of x."""
-    return self.up(x, vec)
-
-  def descend(
-    self,
-    eps: tuple[Float[Array, "g b h w c"], ...],
-    drawn: Bool[Array, " groups"],
-    vec: Vec,
-    maps: Maps | None = None,
-  ) -> Pass:
-    """From the coarsest group to what the likelihood makes p(x|z, y) of."""
-    return self.down(eps, drawn, vec, maps)
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-  """The networks of a config, as pure functions of their parameters.
-
-  Attributes:
-    config: the whole config; reads `vae`, `model`, `text`.
-    spec: of the pictures.
-
-  Raises:
-    UserError: settings that are unknown or do not fit the picture or one another.
-  """
-
-  config: ConfigDict
-  spec: Spec
-
-  def __post_init__(self) -> None:
-    widths, groups = self.config.model.widths, self.config.vae.groups
-    for field, value in {"vae.groups": groups, "model.blocks": self.blocks}.items():
-      if len(value) != len(widths):
-        raise UserError(
-          f"{field}={tuple(value)} must have one number for each of"
-          f" model.widths={tuple(widths)}."
-        )
-    if sum(groups) < 1:
-      raise UserError("vae.groups must have a group of latents at some resolution.")
-    sizes(self.spec.shape[0], len(widths))  # refuses more than there are
-    _ = self.net
-
-  @property
-  def blocks(self) -> tuple[int, ...]:
-    """Residual blocks at each resolution on the way up."""
-    own, count = self.config.model.blocks, len(self.config.model.widths)
-    return (own,) * count if isinstance(own, int) else tuple(own)
-
-  @functools.cached_property
-  def likelihood(self) -> Likelihood:
-    """p(x|z)."""
-    return likelihoods.make(self.config.vae, self.spec.shape[-1])
-
-  @functools.cached_property
-  def net(self) -> Net:
-    """The module."""
-    vae, model = self.config.vae, self.config.model
-    widths, dtype = tuple(model.widths), build.dtype(model)
-    return Net(
-      encoders.make(self.config.text, dtype),
-      BottomUp(widths, self.blocks, dtype, model.remat),
-      TopDown(
-        self.likelihood.channels,
-        self.spec.shape[0],
-        vae.latent_channels,
-        widths,
-        tuple(vae.groups),
-        dtype,
-        model.remat,
-      ),
-    )
-
-  def init(self, rng: Array, batch: Batch) -> PyTree:
-    """The parameters."""
-    return self.net.init(rng, jnp.asarray(batch["x"]), batch["cond"])["params"]
-
-  def run(self, params: PyTree, part: str, *args: object) -> PyTree:
-    """embed(cond), ascend(x, vec) or descend(eps, drawn, vec, maps)."""
-    return self.net.apply({"params": params}, *args, method=part)
-
-  def noise(self, keys: Key[Array, " b"]) -> tuple[Float[Array, "g b h w c"], ...]:
-    """eps of all groups, from each example's key."""
-
-    def draw(key: Key[Array, ""]) -> list[Float[Array, "g h w c"]]:
-      shapes = self.net.down.shapes
-      own = jax.random.split(key, len(shapes))
-      return [jax.random.normal(*both) for both in zip(own, shapes, strict=True)]
-
-    return tuple(jax.vmap(draw, out_axes=1)(keys))
-
-  def first(self, count: Integer[Array, ""] | int) -> Bool[Array, " groups"]:
-    """Which groups are the first `count`, from the coarsest."""
-    return jnp.arange(sum(self.config.vae.groups)) < count
 
 
 def kl(q: Normal, p: Normal) -> Float[Array, "b g"]:
@@ -239,7 +113,8 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     metrics["reconstruction"] = bits(-log_px, dims)
     return bits(nats, dims), metrics, {}
 
-  def draws(weights: Weights, batch: Batch, rng: Array) -> functools.partial:
+  def draws(weights: Weights, batch: Batch, rng: Array) -> Callable[[Array], tuple]:
+    """Draw i -> `descended` of the batch."""
     params, x = weights[0], jnp.asarray(batch["x"])
     vec = model.run(params, "embed", batch["cond"])
     maps = model.run(params, "ascend", x, vec)
@@ -273,9 +148,9 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   def film(params: PyTree, eps: tuple, vec: Vec, maps: Maps | None) -> Samples:
     """The pictures, and how they form: more groups drawn, the rest at their mean."""
     n, groups = eps[0].shape[1], sum(settings.groups)
-    counts = jnp.linspace(groups, 0, config.sample.frames)[::-1].round()
+    counts = jnp.linspace(groups, 0, config.sample.frames)[::-1].round().astype(int)
 
-    def picture(count: Float[Array, ""]) -> Float[Array, "n h w c"]:
+    def picture(count: Integer[Array, ""]) -> Float[Array, "n h w c"]:
       drawn = model.first(count)
       return likelihood.mean(model.run(params, "descend", eps, drawn, vec, maps).out)
 

@@ -59,6 +59,7 @@ def small(c: ConfigDict) -> None:
   c.vae.latent_channels, c.vae.groups = 8, (1, 2, 3, 1)
   c.vae.warmup_steps = 200
   c.model.widths, c.model.blocks = (32, 64, 128, 128), 1
+  c.model.scan = False
   c.data.batch_size = 64
   c.optim.learning_rate, c.optim.schedule = 2e-3, "cosine"
   c.optim.b2, c.optim.grad_clip = 0.99, 1.0
