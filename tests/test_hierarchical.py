@@ -79,16 +79,19 @@ def one_pixel():
   Returns the family, its state, x at some levels, and of those by quadrature:
   log p(x), log E_q[w] and the ELBO.
   """
-  config = tiny(**{"vae.groups": (2,), "vae.latent_channels": 1, "text.encoder": "none"})
+  config = tiny(
+    **{"vae.groups": (2,), "vae.latent_channels": 1, "text.encoder": "none"}
+  )
   config.model.widths, config.data.size = (8,), 1
   made, model = make(config, spec(config)), Model(config, spec(config))
   levels = np.array([60, 127, 200])
   x = jnp.asarray(2 * levels / 255 - 1, jnp.float32).reshape(-1, 1, 1, 1)
   state = made.init(KEY, {"x": x, "cond": Cond()})
   params = stirred(state.params["generator"])
-  # Mild enough for the grid.
-  out = {"kernel": 0.5 * params["down"]["out"]["kernel"], "bias": jnp.array([0.0, -1.0])}
-  params["down"]["out"] = out
+  # Mild, so that the grid holds all of the latents.
+  group = params["down"]["groups_0"]
+  for part in (params["down"], group["prior"], group["posterior"]):
+    part["out"] = jax.tree.map(lambda a: 0.4 * a, part["out"])
 
   side = np.linspace(-7, 7, 57)
   eps = np.stack(np.meshgrid(side, side, indexing="ij")).reshape(2, -1, 1, 1, 1)
@@ -98,7 +101,9 @@ def one_pixel():
   @jax.jit
   def over(maps, x):
     met = model.run(params, "descend", eps, on, None, maps)
-    log_px = model.likelihood.log_prob(jnp.broadcast_to(x, met.out[..., :1].shape), met.out)
+    log_px = model.likelihood.log_prob(
+      jnp.broadcast_to(x, met.out[..., :1].shape), met.out
+    )
     if maps is None:
       return log_px
     pair = met.posteriors[0], met.priors[0]
@@ -118,7 +123,15 @@ def one_pixel():
     by_q.append(jax.nn.logsumexp(log_w + weight))
     elbos.append((jnp.exp(weight) * elbo).sum())
   state = state.replace(ema={"generator": params})
-  return config, state, x, np.array(exact), np.array(every), np.array(by_q), np.array(elbos)
+  return (
+    config,
+    state,
+    x,
+    np.array(exact),
+    np.array(every),
+    np.array(by_q),
+    np.array(elbos),
+  )
 
 
 def test_weights_average_to_the_likelihood_and_the_bound_is_below():
@@ -132,9 +145,10 @@ def test_bits_are_those_of_quadrature_and_iwae_comes_near_the_likelihood():
   config, state, x, exact, _, _, elbo = one_pixel()
   n, fns = 2000, {}
   for k in (1, 4, 64):
-    config.vae.iwae_samples = k
-    evals = make(config, spec(config)).evals
-    fns |= {"bpd": evals["bpd"], k: evals["bpd_iwae"]}
+    own = config.copy_and_resolve_references()
+    own.vae.iwae_samples = k
+    evals = make(own, spec(own)).evals
+    fns |= {"bpd": evals["bpd"], f"iwae_{k}": evals["bpd_iwae"]}
   batch = {
     "x": jnp.repeat(x, n, axis=0),
     "cond": Cond(),
@@ -146,12 +160,12 @@ def test_bits_are_those_of_quadrature_and_iwae_comes_near_the_likelihood():
       lambda: {name: fn(state, batch, KEY) for name, fn in fns.items()}
     )().items()
   }
-  print(exact, elbo, found)
   np.testing.assert_allclose(found["bpd"], elbo, atol=0.05)
-  np.testing.assert_allclose(found[1], elbo, atol=0.05)
-  assert (found[1] < found[4]).all()
-  assert (found[4] < found[64]).all()
-  np.testing.assert_allclose(found[64], exact, atol=0.03)
+  np.testing.assert_allclose(found["iwae_1"], elbo, atol=0.05)
+  assert (found["iwae_1"] < found["iwae_4"]).all()
+  assert (found["iwae_4"] < found["iwae_64"]).all()
+  assert (found["iwae_64"] < exact).all()
+  np.testing.assert_allclose(found["iwae_64"], exact, atol=0.15)
 
 
 @functools.cache
@@ -185,8 +199,10 @@ def test_latents_reach_what_is_below_them_and_nothing_else():
 
   def scaled(share, maps):
     top, rest = eps
-    noise = (share[:1, None, None, None, None] * top,
-             share[1:, None, None, None, None] * rest)
+    noise = (
+      share[:1, None, None, None, None] * top,
+      share[1:, None, None, None, None] * rest,
+    )
     return projected(model.run(params, "descend", noise, model.first(3), vec, maps))
 
   below = np.tri(3, k=-1, dtype=bool)
@@ -263,7 +279,6 @@ def test_the_loss_is_made_of_the_groups_and_falls():
     np.testing.assert_allclose(now["kl"], now["kl_2"] + now["kl_1"], rtol=1e-5)
     exact = now["reconstruction"] + share * now["kl"]
     np.testing.assert_allclose(now["loss"], exact, rtol=1e-5)
-  print([{k: float(h[k]) for k in ("loss", "kl_2", "kl_1")} for h in history[::30]])
   assert history[-1]["loss"] < history[4]["loss"] - 3
 
 
@@ -273,14 +288,15 @@ def test_samples_are_of_their_class_and_form_group_by_group():
   keys, cond = sample_keys(KEY, 8), Cond(label=jnp.arange(8) % 2)
   found = draw(keys, cond)
   brightness = np.asarray(found.images).mean((1, 2, 3))
-  print(brightness)
   np.testing.assert_allclose(brightness[::2], -0.5, atol=0.4)
   np.testing.assert_allclose(brightness[1::2], 0.5, atol=0.4)
   np.testing.assert_array_equal(found.nfe, 1)
   # First all latents at their mean, then the top group drawn, then all.
   first, middle, last = np.asarray(found.frames)
   np.testing.assert_array_equal(last, found.images)
-  np.testing.assert_allclose(first[::2], np.broadcast_to(first[:1], first[::2].shape), atol=1e-5)
+  np.testing.assert_allclose(
+    first[::2], np.broadcast_to(first[:1], first[::2].shape), atol=1e-5
+  )
   assert np.abs(first - middle).max() > 1e-3
   assert np.abs(middle - last).max() > 1e-3
   # A sample depends on its own key alone.
@@ -333,7 +349,6 @@ def test_bounds_do_not_depend_on_how_a_batch_is_cut():
   np.testing.assert_allclose(whole["bpd"], whole["kl"] + whole["reconstruction"])
   # The wrong class costs bits.
   wrong = score({**batch, "cond": Cond(label=1 - batch["cond"].label)})
-  print(whole["bpd"].mean(), wrong["bpd"].mean())
   assert wrong["bpd"].mean() > whole["bpd"].mean() + 0.05
 
 
