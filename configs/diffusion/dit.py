@@ -14,7 +14,7 @@ diffusion.weight_cap=400` as in JiT (Li & He 2025).
 
 Variants:
   :sit         SiT-XL/2.
-  :openmoji32  captions to the 8x8x4 latents of configs/vae/kl.py:openmoji32, in
+  :openmoji32  captions to the 8x8x8 latents of configs/vae/kl.py:openmoji32_c8, in
                runs/kl, by a small SiT.
   :tiny        seconds; what tests use, in pixels.
 """
