@@ -55,7 +55,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def small(c: ConfigDict) -> None:
-  """What trains in minutes on two CPU cores."""
+  """A small network and a short training, for CPUs."""
   c.vae.latent_channels, c.vae.groups = 8, (1, 2, 3, 1)
   c.vae.warmup_steps = 200
   c.model.widths, c.model.blocks = (32, 64, 128, 128), 1
