@@ -56,11 +56,11 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def small(c: ConfigDict) -> None:
   """A small network and a short training, for CPUs."""
-  c.vae.latent_channels, c.vae.groups = 8, (1, 2, 3, 1)
-  c.vae.warmup_steps = 200
-  c.model.widths, c.model.blocks = (32, 64, 128, 128), 1
+  c.vae.latent_channels, c.vae.groups = 8, (0, 1, 2, 1)
+  c.vae.components, c.vae.warmup_steps = 5, 200
+  c.model.widths, c.model.blocks = (16, 32, 64, 64), 1
   c.model.scan = False
-  c.data.batch_size = 64
+  c.data.batch_size = 32
   c.optim.learning_rate, c.optim.schedule = 2e-3, "cosine"
   c.optim.b2, c.optim.grad_clip = 0.99, 1.0
   c.optim.ema, c.optim.ema_decay = "warmup", 0.995
@@ -75,6 +75,6 @@ def openmoji32(c: ConfigDict) -> None:
   small(c)
   c.data.name, c.data.languages = "openmoji", ("en", "zh", "ja")
   c.text.encoder, c.text.max_tokens = "bytes", 48
-  c.vae.groups = (1, 2, 3, 2, 1)
-  c.model.widths = (32, 64, 128, 128, 128)
+  c.vae.groups = (0, 1, 2, 2, 1)
+  c.model.widths = (16, 32, 64, 64, 64)
   c.sample.num_images = 32
