@@ -57,7 +57,11 @@ def of_pairs(
     )
   small = any(min(generated.read(i).shape[:2]) < SMALL for i in range(generated.length))
   net = "vgg16" if small else "alexnet"
-  functions = {"psnr": jax.jit(pixels.psnr), "ssim": jax.jit(pixels.ssim)}
+  functions = {
+    "psnr": jax.jit(pixels.psnr),
+    # Its luminance term is meant for brightness, from 0 on.
+    "ssim": jax.jit(lambda x, y: pixels.ssim(x + 1, y + 1)),
+  }
   if "lpips" in names:
     model, params = lpips.LPIPS(net), lpips.load(net)
     functions["lpips"] = jax.jit(lambda x, y: model.apply({"params": params}, x, y))
