@@ -33,8 +33,8 @@ def ssim(
   Wang et al. 2004, eq. 13: means, variances and covariance under an 11 x 11 Gaussian
   window of sigma 1.5, only where the window lies inside the picture, L = `data_range`.
   Channels are taken one by one. Black must be 0 for published numbers: the first factor
-  compares means, and those of [-1, 1] may vanish. In scikit-image: gaussian_weights=True,
-  use_sample_covariance=False.
+  compares means, and those of [-1, 1] may vanish. In scikit-image:
+  gaussian_weights=True, use_sample_covariance=False.
 
   Raises:
     UserError: the pictures are smaller than the window.
