@@ -51,7 +51,7 @@ def own(family: Family) -> tuple[str, ...]:
 
 def in_training(family: Family) -> tuple[str, ...]:
   """What is taken during training unless told; a codec's PSNR, with its pictures."""
-  return (*own(family), *(("psnr",) if family.codecs else ()))
+  return (*own(family), *(("psnr",) if reconstructed.usual(family) else ()))
 
 
 def apart(config: ConfigDict, train: Dataset, held_out: Dataset) -> bool:

@@ -1,6 +1,6 @@
 """Scores of what a run's autoencoder makes of held-out pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from PIL import Image
 
 from core import arrays
 from core.errors import UserError
-from core.family import Codec, Family, State, example_keys
+from core.family import Family, Given, State, example_keys
 from core.parallel import Parallel
 from data.dataset import Dataset
 from eval import features, images, paired, scores
-from pipelines import pictures
+from pipelines import build, pictures
 
 # rfd is the Fréchet distance between the reconstructions and the pictures; codebook
 # the share of codes in use and their perplexity.
@@ -25,16 +25,36 @@ METRICS = ("rfd", *paired.METRICS, "codebook")
 Record = dict[str, Any]
 
 
-def of_family(family: Family) -> Codec:
-  """The codec that is scored: of tokens if there is one, else of latents."""
-  return family.codecs.get("tokens") or family.codecs["latents"]
-
-
 def usual(family: Family) -> tuple[str, ...]:
-  """What can be had of a family's codecs."""
-  if not family.codecs:
-    return ()
-  return METRICS if "tokens" in family.codecs else METRICS[:-1]
+  """What can be had of a family's reconstructions."""
+  if "tokens" in family.codecs:
+    return METRICS
+  return METRICS[:-1] if family.codecs or "reconstruct" in family.edits else ()
+
+
+def reconstructor(
+  config: ConfigDict, family: Family
+) -> Callable[[State, Array, Array], tuple[Array, Array]]:
+  """(state, pictures, ids) -> the reconstructions, and their tokens if there are any.
+
+  Through tokens if the family has them, else latents, else by its edit, under the null
+  condition.
+  """
+  name = "tokens" if "tokens" in family.codecs else "latents"
+
+  def compute(state: State, x: Array, ids: Array) -> tuple[Array, Array]:
+    keys = example_keys(jax.random.key(config.seed), ids)
+    if name in family.codecs:
+      code = family.codecs[name].encode(state, x, keys)
+      made = family.codecs[name].decode(state, code)
+      return made, code if name == "tokens" else jnp.zeros((len(x), 0))
+    n = len(x)
+    cond = build.conditions(config, [""] * n, [0] * n).null_like()
+    given = Given(x, jnp.ones((*x.shape[:3], 1)))
+    edited = family.edits["reconstruct"](state, keys, cond, given)
+    return edited.images, jnp.zeros((n, 0))
+
+  return compute
 
 
 class ReconstructionScores:
@@ -45,7 +65,7 @@ class ReconstructionScores:
 
   Args:
     config: reads `eval` and `data`.
-    family: with a codec.
+    family: with a codec, or an edit called reconstruct.
     run: the devices.
     workdir: of the run.
     metrics: names among METRICS.
@@ -73,15 +93,9 @@ class ReconstructionScores:
     self._config, self._metrics, self._run = config, tuple(metrics), run
     self._folder, self._data = workdir / "samples", held_out
     self._count = min(config.eval.num_images or len(held_out), len(held_out))
-    codec = of_family(family)
-    self._codes = codec.spec.vocab_size
-
-    def compute(state: State, x: Array, ids: Array) -> tuple[Array, Array]:
-      keys = example_keys(jax.random.key(config.seed), ids)
-      code = codec.encode(state, x, keys)
-      return codec.decode(state, code), code if self._codes else jnp.zeros((len(x), 0))
-
-    self._fn = run.run(compute)
+    tokens = family.codecs.get("tokens")
+    self._codes = tokens.spec.vocab_size if tokens else 0
+    self._fn = run.run(reconstructor(config, family))
     self._extract = None
     if "rfd" in metrics:
       net = features.load(config.eval.features, config.eval.resize)
