@@ -56,7 +56,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def small(c: ConfigDict) -> None:
   """A small network and a short training, for CPUs."""
-  c.vae.latent_channels, c.vae.groups = 8, (0, 1, 2, 1)
+  c.vae.latent_channels, c.vae.groups = 8, (1, 1, 2, 1)
   c.vae.components, c.vae.warmup_steps = 5, 200
   c.model.widths, c.model.blocks = (16, 32, 64, 64), 1
   c.model.scan = False
@@ -75,6 +75,6 @@ def openmoji32(c: ConfigDict) -> None:
   small(c)
   c.data.name, c.data.languages = "openmoji", ("en", "zh", "ja")
   c.text.encoder, c.text.max_tokens = "bytes", 48
-  c.vae.groups = (0, 1, 2, 2, 1)
+  c.vae.groups = (1, 1, 2, 2, 1)
   c.model.widths = (16, 32, 64, 64, 64)
   c.sample.num_images = 32
