@@ -42,6 +42,7 @@ def train(config: ConfigDict, path: str) -> None:
   metrics = tuple(config.eval.train_metrics) or in_training(family)
   scorer = Scorer(config, family, run, Path(path), metrics, load)
   workdir = open_workdir(path, config)
+  build.pin(config, workdir)
   grid = sample.preview(sampler, len(prompts), workdir / "samples")
   hooks = [
     # Before what may fail: a checkpoint of a step must not be without its snapshot.
@@ -80,7 +81,7 @@ def prepare(config: ConfigDict, path: str) -> None:
   """Builds the data set, and its latents, ahead of time; needs no workdir."""
   source.prepare(config.data)
   if config.data.codec:
-    for split in {config.data.train_split: 0, config.data.eval_split: 0}:
+    for split in dict.fromkeys((config.data.train_split, config.data.eval_split)):
       build.encoded(config, source.load(config.data, split), split)
 
 

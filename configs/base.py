@@ -226,14 +226,14 @@ def vae() -> ConfigDict:
   """
   v = ConfigDict()
   v.latent_channels = 4  # of the map of latents, or of each group of a hierarchy
+  v.beta = 1.0  # weight of the KL term in training, on all but vq and fsq
+  v.warmup_steps = 0  # updates over which it rises from 0
   # vae.vae and vae.hierarchical
   v.latent_dim = 0  # above 0: one vector of so many latents, in place of the map
   # bernoulli, gaussian (its scale learned), logistic (discretized), logistic_mixture,
   # or laplace (of logits)
   v.likelihood = "gaussian"
   v.components = 10  # of logistic_mixture
-  v.beta = 1.0  # weight of the KL term in training
-  v.warmup_steps = 0  # updates over which it rises from 0
   v.free_bits = 0.0  # KL of a channel, or of a group, that costs nothing, in bits
   v.iwae_samples = 16  # k of bpd_iwae
   v.groups = (1, 1, 1)  # of latents at each resolution, fine to coarse
@@ -242,8 +242,6 @@ def vae() -> ConfigDict:
   v.loss = "l1"  # of the reconstruction: l1, l2 or laplace (of logits)
   v.perceptual_weight = 0.0  # of LPIPS, with VGG16
   v.weights = ""  # safetensors of Stable Diffusion's autoencoder to start from
-  v.kl_weight = 1e-6  # of kl and gumbel, on nats a dimension of the picture
-  v.kl_warmup_steps = 0  # updates over which it rises from 0
   v.codes = 512  # in each codebook
   v.quantizers = 1  # codebooks, each for what the one before leaves over
   v.commitment = 0.25  # weight of |z - code|^2

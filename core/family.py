@@ -54,6 +54,7 @@ class Spec(NamedTuple):
   shape: tuple[int, ...]  # of one example, [h, w, c]
   dtype: Any = jnp.float32
   vocab_size: int = 0  # number of token values, 0 for real-valued data
+  pixels: bool = True  # [-1, 1] in 256 levels; False for latents and tokens
 
 
 class Codec(NamedTuple):
@@ -112,6 +113,20 @@ def make(config: ConfigDict, spec: Spec, **parts: Any) -> Family:
       " spec), such as diffusion.ddpm."
     )
   return module.make(config, spec, **parts)
+
+
+def check_spec(family: str, spec: Spec, latents: bool) -> None:
+  """Whether a family of real numbers can model `spec`: pixels, or latents too.
+
+  Raises:
+    UserError: tokens, or latents where it cannot.
+  """
+  if spec.vocab_size:
+    raise UserError(
+      f"{family} draws real numbers, not tokens: set data.latents to 'latents'."
+    )
+  if not (spec.pixels or latents):
+    raise UserError(f"{family} draws pixels, not latents: set data.codec to ''.")
 
 
 def example_keys(rng: Key[Array, "*n"], ids: UInt32[Array, " b"]) -> Key[Array, " b"]:

@@ -53,8 +53,6 @@ RANGES = {
   "vae.iwae_samples": COUNT,
   "vae.groups": NATURAL,
   "vae.perceptual_weight": NATURAL,
-  "vae.kl_weight": NATURAL,
-  "vae.kl_warmup_steps": NATURAL,
   "vae.codes": Range(2),
   "vae.quantizers": COUNT,
   "vae.commitment": NATURAL,

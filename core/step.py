@@ -123,7 +123,10 @@ def from_loss(
     moved = averages.update(state.ema, {name: new}, updates_done(state))
     extra = dict(state.extra)
     if tracked is not None:
-      extra["tracked"] = tracked.update(extra["tracked"], *rest, rng)
+      # A branch of its own: the examples' keys are fold_in(rng, id).
+      own = jax.random.fold_in(rng, jnp.uint32(2**32 - 1))
+      extra["tracked"] = tracked.update(extra["tracked"], *rest, own)
+      good &= jnp.isfinite(optax.tree.norm(extra["tracked"]))
     new, opt, moved, extra = keep_if(
       good, (new, opt, moved, extra), (params, state.opt[name], state.ema, state.extra)
     )

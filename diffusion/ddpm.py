@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from core import noise
 from core.errors import unknown
-from core.family import Batch, Family, Metrics, Spec, example_keys
+from core.family import Batch, Family, Metrics, Spec, check_spec, example_keys
 from core.step import from_loss
 from diffusion import drawing, evals, likelihood
 from diffusion.denoiser import Model, Output, degraded
@@ -43,6 +43,7 @@ def make(config: ConfigDict, spec: Spec, guide: ConfigDict | None = None) -> Fam
   Raises:
     UserError: settings that are unknown or do not go together.
   """
+  check_spec(config.family, spec, latents=True)
   model = Model(config, spec)
   check(config)
   settings, dims = config.diffusion, likelihood.dims(spec.shape)

@@ -15,9 +15,11 @@ from core import arrays
 from core.errors import UserError
 from core.family import Family, Given, State, example_keys
 from core.parallel import Parallel
+from data.batches import choose
 from data.dataset import Dataset
 from eval import features, images, paired, scores
 from pipelines import build, pictures
+from text.cond import Cond
 
 # rfd is the Fréchet distance between the reconstructions and the pictures; codebook
 # the share of codes in use and their perplexity.
@@ -34,25 +36,23 @@ def usual(family: Family) -> tuple[str, ...]:
 
 def reconstructor(
   config: ConfigDict, family: Family
-) -> Callable[[State, Array, Array], tuple[Array, Array]]:
-  """(state, pictures, ids) -> the reconstructions, and their tokens if there are any.
+) -> Callable[[State, Array, Array, Cond], tuple[Array, Array]]:
+  """(state, pictures, ids, cond) -> the reconstructions, and their tokens if any.
 
-  Through tokens if the family has them, else latents, else by its edit, under the null
-  condition.
+  Through tokens if the family has them, else latents, else by its edit, under the
+  pictures' own conditions.
   """
   name = "tokens" if "tokens" in family.codecs else "latents"
 
-  def compute(state: State, x: Array, ids: Array) -> tuple[Array, Array]:
+  def compute(state: State, x: Array, ids: Array, cond: Cond) -> tuple[Array, Array]:
     keys = example_keys(jax.random.key(config.seed), ids)
     if name in family.codecs:
       code = family.codecs[name].encode(state, x, keys)
       made = family.codecs[name].decode(state, code)
       return made, code if name == "tokens" else jnp.zeros((len(x), 0))
-    n = len(x)
-    cond = build.conditions(config, [""] * n, [0] * n).null_like()
     given = Given(x, jnp.ones((*x.shape[:3], 1)))
     edited = family.edits["reconstruct"](state, keys, cond, given)
-    return edited.images, jnp.zeros((n, 0))
+    return edited.images, jnp.zeros((len(x), 0))
 
   return compute
 
@@ -138,10 +138,16 @@ class ReconstructionScores:
     rows = size // jax.process_count()
     own = rows * jax.process_index()
     made, codes = [], []
+    languages, labelled = tuple(self._config.data.languages), self._config.text.encoder
     for first in range(0, self._count, size):
       ids = (first + own + np.arange(rows)) % total
       x = pictures.from_uint8([self._data.image(i) for i in ids.tolist()])
-      batch = self._run.put((x, ids.astype(np.uint32)))
+      cond = build.conditions(
+        self._config,
+        [choose(self._data.captions(i), languages, i, 0) for i in ids.tolist()],
+        [self._data.label(i) if labelled == "label" else 0 for i in ids.tolist()],
+      )
+      batch = self._run.put((x, ids.astype(np.uint32), cond))
       out, code = jax.device_get(self._fn(state, *batch))
       if not np.isfinite(out).all():
         raise UserError(

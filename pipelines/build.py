@@ -1,6 +1,7 @@
 """From a config to the parts it names."""
 
 import functools
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +17,9 @@ from core import family as families
 from core import parallel, snapshots
 from core.checkpoint import Checkpoints, abstract_like
 from core.errors import UserError
-from core.family import Batch, Family, Spec, State, fingerprint
+from core.family import Batch, Family, Spec, State
 from core.parallel import Parallel
-from core.workdir import read_json
+from core.workdir import read_json, write_atomic
 from data.batches import eval_batches, train_batches
 from data.source import Dataset
 from nets.pretrained import autoencoder as pretrained
@@ -80,9 +81,33 @@ def _codec(text: str) -> codecs.Opened:
   config = ConfigDict(json.loads(text))
   generator, run, state = trained(codecs.config_of(config), Path(config.data.codec))
   # Without what only training needs.
-  state = state.replace(params={}, opt={})
-  key = np.asarray(run.run(fingerprint)((state.ema, state.extra))).tobytes().hex()
+  extra = dict(state.extra)
+  if "tracked" in extra:
+    kept = {k: v for k, v in extra["tracked"].items() if k != "perceptual"}
+    extra["tracked"] = kept
+  state = state.replace(params={}, opt={}, extra=extra)
+  leaves = jax.device_get(jax.tree.leaves((state.ema, extra.get("tracked"))))
+  key = hashlib.sha256(b"".join(np.asarray(a).tobytes() for a in leaves)).hexdigest()
   return codecs.Opened(codecs.of_family(config, generator), state, key)
+
+
+def pin(config: ConfigDict, workdir: Path) -> None:
+  """Notes in `codec.json` which weights `data.codec` has, or checks that it still has.
+
+  Raises:
+    UserError: the autoencoder was trained further, or is another.
+  """
+  opened, file = codec(config), workdir / "codec.json"
+  if opened is None:
+    return
+  if file.exists():
+    if read_json(file).get("sha256") != opened.key:
+      raise UserError(
+        f"the autoencoder in data.codec={config.data.codec} has other weights than when"
+        f" {workdir} began; put them back, or give another --workdir."
+      )
+  elif jax.process_index() == 0:
+    write_atomic(file, json.dumps({"sha256": opened.key}) + "\n")
 
 
 def example_batch(config: ConfigDict) -> Batch:
@@ -144,6 +169,7 @@ def trained(config: ConfigDict, workdir: Path) -> tuple[Family, Parallel, State]
     UserError: there is no checkpoint, it does not fit the config, or the average
       can't be made.
   """
+  pin(config, workdir)
   run, guide = parallel.make(config.parallel), config.sample.guide
   if guide:
     guide_config = config_of_guide(config)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from core.errors import UserError, unknown
 from core.family import Codec, Family, Samples, Spec, State, example_keys
 from core.log import say
 from core.parallel import Parallel
-from core.workdir import explained, read_json, written
+from core.workdir import read_json, written
 from data.dataset import Dataset, Example
 from pipelines import pictures
 
@@ -43,6 +44,11 @@ def config_of(config: ConfigDict) -> ConfigDict:
         f"the autoencoder in data.codec={workdir} has data.{field}="
         f"{theirs.data[field]}, this config {config.data[field]}; give both the same."
       )
+  if theirs.data.codec:
+    raise UserError(
+      f"the run in data.codec={workdir} works on latents itself; give that of an"
+      " autoencoder of pixels."
+    )
   theirs.parallel = config.parallel
   return theirs
 
@@ -73,16 +79,16 @@ def spec(config: ConfigDict) -> Spec:
   pixels = Spec((data.size, data.size, data.channels))
   if not data.codec:
     return pixels
-  for field, wrong, right in (
-    ("data.flip", True, False),
-    ("data.low_size", data.low_size or None, 0),
-    ("sample.threshold", "static", "none"),
+  for field, right in (
+    ("data.flip", False),
+    ("data.low_size", 0),
+    ("sample.threshold", "none"),
   ):
     part, name = field.split(".")
-    if config[part][name] == wrong:
+    if config[part][name] != right:
       raise UserError(
-        f"{field}={wrong} is for pixels, and data.codec gives latents; set it to"
-        f" {right}."
+        f"{field}={config[part][name]} is for pixels, and data.codec gives latents; set"
+        f" it to {right}."
       )
   theirs = config_of(config)
   return of_family(config, families.make(theirs, pixels)).spec
@@ -141,9 +147,8 @@ def dataset(
         with written(file) as partial, partial.open("wb") as opening:
           np.save(opening, array)
   multihost_utils.sync_global_devices("latents")
-  with explained(folder):
-    parts = [np.load(file_of(folder, i), mmap_mode="r") for i in range(count)]
-    labels = np.concatenate([np.load(labels_of(folder, i)) for i in range(count)])
+  parts = [loaded(file_of(folder, i)) for i in range(count)]
+  labels = np.concatenate([loaded(labels_of(folder, i)) for i in range(count)])
 
   def read(i: int) -> Example:
     latents = np.array(parts[i // ROWS][i % ROWS])
@@ -158,6 +163,21 @@ def dataset(
     classes=pixels.classes,
     languages=pixels.languages,
   )
+
+
+def loaded(file: Path) -> np.ndarray:
+  """An array on the disk, read where it is needed.
+
+  Raises:
+    UserError: it is missing or damaged.
+  """
+  try:
+    return np.load(file, mmap_mode="r")
+  except (OSError, ValueError, EOFError) as error:
+    raise UserError(
+      f"{file} can't be read ({error}); delete it, and it will be made again. All hosts"
+      " must see it."
+    ) from error
 
 
 def file_of(folder: Path, i: int) -> Path:
@@ -180,7 +200,7 @@ def identity(config: ConfigDict, opened: Opened, pixels: Dataset, split: str) ->
     opened.key,
     d.latents,
     ROWS,
-    [d.name, d.path, d.dir, d.match, d.size, d.channels, split, len(pixels)],
+    [d.name, os.path.normpath(d.path), d.match, d.size, d.channels, split, len(pixels)],
   ]
   found = hashlib.sha256(json.dumps(own).encode())
   for i in np.linspace(0, len(pixels) - 1, 16).astype(int).tolist():

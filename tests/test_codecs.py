@@ -111,7 +111,7 @@ def test_batches_and_samples(place, latents):
   assert batch["x"].shape == (8, *spec.shape)
   assert batch["x"].dtype == spec.dtype
   assert build.example_batch(config)["x"].shape == (1, *spec.shape)
-  if latents == "tokens":
+  if latents == "tokens":  # no family draws them yet
     assert spec.vocab_size == 8 * 6 * 5
     assert batch["x"].max() < spec.vocab_size
     return
@@ -134,11 +134,40 @@ def test_batches_and_samples(place, latents):
     ({"sample.threshold": "static"}, "set it to none"),
     ({"data.flip": True}, "data.flip=True is for pixels"),
     ({"data.low_size": 4}, "data.low_size=4 is for pixels"),
+    ({"sample.threshold": "dynamic"}, "set it to none"),
+    ({"data.latents": "tokens"}, "draws real numbers, not tokens"),
   ],
 )
 def test_refusals(place, fields, sentence):
   with pytest.raises(UserError, match=sentence):
     build.family(generator(place, **fields))
+
+
+def test_other_families_refuse_latents(place):
+  config = on(
+    place / "pictures",
+    "configs/vae/vae.py",
+    **{"data.codec": str(place / "fsq"), "sample.threshold": "none"},
+  )
+  with pytest.raises(UserError, match="vae.vae draws pixels, not latents"):
+    build.family(config)
+
+
+def test_the_weights_of_the_codec_are_pinned(place, tmp_path):
+  config = generator(place)
+  build.pin(config, tmp_path)
+  build.pin(config, tmp_path)
+  (tmp_path / "codec.json").write_text('{"sha256": "another"}')
+  with pytest.raises(UserError, match="has other weights than when"):
+    build.pin(config, tmp_path)
+
+
+def test_damaged_latents_are_refused(place, tmp_path):
+  with pytest.raises(UserError, match="delete it, and it will be made again"):
+    codecs.loaded(tmp_path / "000000.npy")
+  (tmp_path / "000000.npy").write_bytes(b"\x93NUMPY")
+  with pytest.raises(UserError, match="delete it, and it will be made again"):
+    codecs.loaded(tmp_path / "000000.npy")
 
 
 def test_a_run_without_codec_is_refused(place, tmp_path):

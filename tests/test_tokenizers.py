@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from core.errors import UserError
 from core.family import Family, Given, Spec, State
+from nets.pretrained.lpips import LPIPS
 from tests.runs import largest_difference, load_config, random_batch
 from vae import autoencoder, bottlenecks, quantizers, statistics
 
@@ -87,7 +88,7 @@ def test_what_is_tracked_is_the_same_over_devices_and_microbatches():
 
 def test_the_loss_by_hand():
   """L1 + weight x KL a dimension, where the posterior's noise is the example's."""
-  config = tiny("kl", kl_weight=0.5)
+  config = tiny("kl", beta=0.5)
   h = jax.random.normal(KEY, (2, 3, 3, 8))
   mean, logvar = np.split(np.asarray(h), 2, axis=-1)
   ids, keys = jnp.arange(2, dtype=jnp.uint32), jax.random.split(KEY, 2)
@@ -101,14 +102,14 @@ def test_the_loss_by_hand():
 
 
 def test_gumbel_anneals_and_warms_up():
-  config = tiny("dvae", kl_weight=2.0, kl_warmup_steps=4, temperature_steps=10)
+  config = tiny("dvae", beta=2.0, warmup_steps=4, temperature_steps=10)
   bottleneck = bottlenecks.gumbel(config.vae, dims=5)
   h = jax.random.normal(KEY, (2, 3, 3, config.vae.codes))
   ids, keys = jnp.arange(2, dtype=jnp.uint32), jax.random.split(KEY, 2)
   for updates in (0, 1, 3, 20):
     rows = bottlenecks.Rows(ids, keys, jnp.ones(2), jnp.int32(updates))
     passed = bottleneck.train(h, {}, rows)
-    weight = 2 * min((updates + 1) / 4, 1)
+    weight = 2 * min(updates / 4, 1)
     want = weight * quantizers.kl_to_uniform(h) / 5
     np.testing.assert_allclose(passed.penalty, want, rtol=1e-5)
     temperature = quantizers.annealed(jnp.int32(updates), 1.0, 0.0625, 10)
@@ -132,6 +133,33 @@ def test_moments_and_counts_by_numpy():
   used = statistics.use(jnp.array([[1.0, 1.0, 2.0, 0.0]]))
   np.testing.assert_allclose(used["codebook_usage"], 0.75)
   np.testing.assert_allclose(used["perplexity"], 2**1.5, rtol=1e-6)
+
+
+def test_a_collapsed_codebook_shows():
+  """All codes in use at first, then one alone, in an average as training has it."""
+  counts, one = jnp.ones((1, 256)), jnp.zeros((1, 256)).at[0, 3].set(256.0)
+  for _ in range(400):
+    counts = autoencoder.DECAY * counts + (1 - autoencoder.DECAY) * one
+  used = statistics.use(counts)
+  assert used["codebook_usage"] < 0.01
+  assert used["perplexity"] < 1.5
+
+
+def test_the_perceptual_term_has_its_weight():
+  config = tiny("kl", perceptual_weight=0.5, beta=0.0)
+  config.data.size, config.data.batch_size = 16, 2
+  config.model.widths, config.model.blocks = (8,), 0
+  net, x = LPIPS(), jnp.zeros((1, 16, 16, 3))
+  frozen = jax.jit(net.init)(KEY, x, x)["params"]
+  family = autoencoder.make(config, Spec((16, 16, 3)), perceptual=frozen)
+  batch = random_batch(config)
+  state = jax.jit(family.init)(KEY, batch)
+  after, metrics = jax.jit(family.step)(state, batch, KEY)
+  assert metrics["perceptual"] > 0
+  want = metrics["reconstruction"] + 0.5 * metrics["perceptual"]
+  np.testing.assert_allclose(metrics["loss"], want, rtol=1e-5)
+  kept = after.extra["tracked"]["perceptual"]
+  assert largest_difference(kept, frozen) == 0
 
 
 def test_samples_of_tokens_follow_their_frequencies():
@@ -163,10 +191,11 @@ def test_weights_given_are_those_it_starts_from():
     ("vae.loss", "l3", "vae.loss='l3' is unknown"),
     ("text.encoder", "bytes", "set text.encoder to 'none'"),
     ("sample.edit", "inpaint", "sample.edit='inpaint' is unknown"),
+    ("vae.bottleneck", "vq", "to start vae.codes=5000 codes"),
   ],
 )
 def test_refusals(field, value, sentence):
-  config = tiny("kl")
+  config = tiny("kl", codes=5000)
   config.update_from_flattened_dict({field: value})
   with pytest.raises(UserError, match=sentence.replace("[", r"\[")):
     autoencoder.make(config, Spec((8, 8, 3)))

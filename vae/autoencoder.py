@@ -14,7 +14,16 @@ from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
 from core.errors import UserError, unknown
-from core.family import Batch, Codec, Family, Samples, Spec, example_keys, sample_keys
+from core.family import (
+  Batch,
+  Codec,
+  Family,
+  Samples,
+  Spec,
+  check_spec,
+  example_keys,
+  sample_keys,
+)
 from core.step import Tracked, from_loss
 from nets import build
 from nets.autoencoder import Autoencoder
@@ -52,6 +61,7 @@ def make(
     UserError: settings that are unknown or do not go together.
   """
   settings, widths = config.vae, config.model.widths
+  check_spec(config.family, spec, latents=False)
   if settings.loss not in LOSSES:
     raise unknown("vae.loss", settings.loss, LOSSES)
   if config.text.encoder != "none":
@@ -63,6 +73,12 @@ def make(
   dims, f = height * width * channels, 2 ** (len(widths) - 1)
   laplace = likelihoods.laplace(channels)
   bottleneck = bottlenecks.make(settings, dims, config.data.batch_size)
+  vectors = config.data.batch_size * (height // f) * (width // f)
+  if settings.bottleneck == "vq" and vectors < settings.codes:
+    raise UserError(
+      f"the first batch has {vectors} vectors to start vae.codes={settings.codes} codes"
+      " from; give a larger data.batch_size, or fewer codes."
+    )
   net = network(config, spec)
 
   def encode(params: PyTree, x: Array, **training: Any) -> Float[Array, "b i j c"]:
@@ -142,7 +158,7 @@ def make(
   def codec(name: str, code: Code) -> Codec:
     shape = (height // f, width // f, code.channels)
     dtype = jnp.int32 if code.vocab_size else jnp.float32
-    stored = Spec(shape, dtype, code.vocab_size)
+    stored = Spec(shape, dtype, code.vocab_size, pixels=False)
 
     def to_code(weights: PyTree, x: Array, keys: Array) -> Array:
       params, tracked = weights

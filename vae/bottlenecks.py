@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, Int, Key, PyTree, UInt32
 from ml_collections import ConfigDict
 
 from core.errors import unknown
-from vae import codebook, quantizers
+from vae import bounds, codebook, quantizers
+from vae.bounds import Posterior
 
 KINDS = ("kl", "vq", "gumbel", "fsq")
 
@@ -101,35 +102,27 @@ def make(vae: ConfigDict, dims: int, batch_size: int) -> Bottleneck:
 def gaussian(vae: ConfigDict, dims: int) -> Bottleneck:
   """h = (mean, logvar), z = mean + exp(logvar / 2) eps; the latents are the means.
 
-  The penalty is `vae.kl_weight` KL(q(z|x) || N(0, I)) in nats a dimension of the
+  The penalty is `vae.beta` KL(q(z|x) || N(0, I)) in nats a dimension of the
   picture (Rombach et al. 2022, appendix G). logvar is cut to [-30, 20], as published.
   """
   channels = vae.latent_channels
 
   def train(h: Array, tracked: PyTree, rows: Rows) -> Passed:
-    mean, logvar = moments(h)
-    draw = lambda key: jax.random.normal(key, mean.shape[1:])  # noqa: E731
-    eps = jax.vmap(draw)(rows.keys)
-    kl = 0.5 * jnp.sum(mean**2 + jnp.exp(logvar) - 1 - logvar, axis=(1, 2, 3)) / dims
-    weight = vae.kl_weight * warm(rows.updates, vae.kl_warmup_steps)
-    z = mean + jnp.exp(0.5 * logvar) * eps
-    return Passed(z, weight * kl, {"kl": kl}, {})
+    q = posterior(h)
+    draw = lambda key: jax.random.normal(key, q.mean.shape[1:])  # noqa: E731
+    kl = q.kl().sum(-1) / dims
+    beta = bounds.warmed(vae.beta, rows.updates, vae.warmup_steps)
+    z = q.at(jax.vmap(draw)(rows.keys))
+    return Passed(z, beta * kl, {"kl": kl}, {})
 
-  latents = Code(channels, 0, lambda h, _: moments(h)[0], lambda z, _: z)
+  latents = Code(channels, 0, lambda h, _: posterior(h).mean, lambda z, _: z)
   return Bottleneck(2 * channels, channels, train, {"latents": latents})
 
 
-def moments(
-  h: Float[Array, "b h w c2"],
-) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
-  """The mean and the log variance of a posterior, from the encoder's output."""
+def posterior(h: Float[Array, "b h w c2"]) -> Posterior:
+  """q(z|x), from the encoder's output."""
   mean, logvar = jnp.split(h, 2, axis=-1)
-  return mean, jnp.clip(logvar, -30.0, 20.0)
-
-
-def warm(updates: Int[Array, ""], steps: int) -> Float[Array, ""]:
-  """A weight that rises linearly to 1 over `steps` updates; 1 at once if they are 0."""
-  return jnp.minimum((updates + 1) / max(steps, 1), 1.0)
+  return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
 
 
 def vector_quantizer(vae: ConfigDict, batch_size: int) -> Bottleneck:
@@ -176,7 +169,7 @@ def vector_quantizer(vae: ConfigDict, batch_size: int) -> Bottleneck:
 def gumbel(vae: ConfigDict, dims: int) -> Bottleneck:
   """h are logits of `vae.codes` codes, z a relaxed draw of one of them.
 
-  The penalty is `vae.kl_weight` KL(q(code|x) || uniform) in nats a dimension of the
+  The penalty is `vae.beta` KL(q(code|x) || uniform) in nats a dimension of the
   picture; the temperature falls from `temperature_start` to `temperature_end` (Ramesh
   et al. 2021, appendix A.2).
   """
@@ -185,10 +178,10 @@ def gumbel(vae: ConfigDict, dims: int) -> Bottleneck:
   def train(h: Array, tracked: PyTree, rows: Rows) -> Passed:
     temperature = quantizers.annealed(rows.updates, *anneal)
     kl = quantizers.kl_to_uniform(h) / dims
-    weight = vae.kl_weight * warm(rows.updates, vae.kl_warmup_steps)
+    beta = bounds.warmed(vae.beta, rows.updates, vae.warmup_steps)
     metrics = {"kl": kl, "temperature": jnp.broadcast_to(temperature, kl.shape)}
     z = quantizers.relaxed(h, rows.keys, temperature)
-    return Passed(z, weight * kl, metrics, {})
+    return Passed(z, beta * kl, metrics, {})
 
   tokens = Code(
     1,

@@ -22,6 +22,7 @@ from core.family import (
   Given,
   Samples,
   Spec,
+  check_spec,
   example_keys,
   sample_keys,
 )
@@ -71,6 +72,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   Raises:
     UserError: settings that are unknown or do not fit the picture or one another.
   """
+  check_spec(config.family, spec, latents=False)
   model, settings = Model(config, spec), config.vae
   likelihood, dims = model.likelihood, math.prod(spec.shape)
   everything = model.first(sum(settings.groups))

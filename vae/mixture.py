@@ -23,6 +23,7 @@ from core.family import (
   Samples,
   Spec,
   State,
+  check_spec,
   example_keys,
   sample_keys,
 )
@@ -171,8 +172,7 @@ def check(config: ConfigDict, spec: Spec) -> None:
       f"mixture.components={components} start from as many rows of the first batch;"
       f" set data.batch_size={size} to {components} or more."
     )
-  if spec.vocab_size:
-    raise UserError("vae.mixture draws real numbers, not tokens: take other data.")
+  check_spec(config.family, spec, latents=False)
   if config.data.low_size:
     raise UserError("vae.mixture reads no small picture: set data.low_size to 0.")
   if config.sample.guidance_scale != 1:

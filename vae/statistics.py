@@ -6,8 +6,9 @@ from jaxtyping import Array, Float, Int
 from vae import codebook
 
 Counts = dict[str, Array]
-# A code that fewer than this share of all vectors use counts as unused.
-LEAST = 1e-6
+# A code used less than this share of even use counts as unused: in an average that
+# began with all in use, a dead code takes some 300 updates to fall below.
+LEAST = 0.05
 
 
 def moments(
@@ -62,9 +63,10 @@ def use(counts: Float[Array, "n k"]) -> dict[str, Float[Array, ""]]:
 
   A collapsed codebook shows in both.
   """
-  share = counts / jnp.sum(counts, -1, keepdims=True)
+  even = jnp.mean(counts, -1, keepdims=True)
+  used = jnp.where(counts > LEAST * even, counts, 0)
   return {
-    "codebook_usage": jnp.mean(codebook.usage(jnp.where(share > LEAST, share, 0))),
+    "codebook_usage": jnp.mean(codebook.usage(used)),
     "perplexity": jnp.mean(codebook.perplexity(counts)),
   }
 

@@ -21,6 +21,7 @@ from core.family import (
   Given,
   Samples,
   Spec,
+  check_spec,
   example_keys,
   sample_keys,
 )
@@ -50,6 +51,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   Raises:
     UserError: settings that are unknown or do not fit the picture.
   """
+  check_spec(config.family, spec, latents=False)
   model, settings = Model(config, spec), config.vae
   likelihood, dims = model.likelihood, math.prod(spec.shape)
 
@@ -155,7 +157,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
 
   codecs = {}
   if config.text.encoder == "none" or config.text.drop > 0:
-    codecs["latents"] = Codec(Spec(model.latents), encode, decode)
+    codecs["latents"] = Codec(Spec(model.latents, pixels=False), encode, decode)
   return from_loss(
     config,
     init=model.init,

@@ -6,7 +6,7 @@ sampling with MaskGIT on ImageNet-256 on a par with VQ (FID 4.53 and 4.51, recal
 looked up).
 
 Variants:
-  :openmoji32     32x32 OpenMoji to 8x8 of 240 codes: ten minutes on two CPU cores.
+  :openmoji32     32x32 OpenMoji to 8x8 of 240 codes: twelve minutes on one CPU core.
   :fashion_mnist  32x32 Fashion-MNIST to 8x8 of 240 codes, likewise.
   :tiny           seconds; what tests use.
 """

@@ -2,15 +2,15 @@
 
 Pictures of 256x256 to 32x32x4 latents (f = 8) and back, 83.7 million parameters, as in
 the paper's section 3.1 and appendix G: L1 + LPIPS, KL weight 1e-6, Adam at 4.5e-6 times
-the batch. Table 8 has a reconstruction FID of 0.90 on ImageNet with its critic, which
-is not here yet.
+the batch. Table 8 has a reconstruction FID of 0.90 on ImageNet, after training on
+OpenImages with a critic, which is not here yet.
 
 Stable Diffusion's own weights are read with
 `--config.vae.weights=diffusion_pytorch_model.safetensors --config.train.steps=0`.
 
 Variants:
-  :openmoji32     32x32 OpenMoji to 8x8x4: ten minutes on two CPU cores.
-  :openmoji32_c8  to 8x8x8, wider and three times as long: the one to generate in.
+  :openmoji32     32x32 OpenMoji to 8x8x4: twelve minutes on one CPU core.
+  :openmoji32_c8  to 8x8x8, wider and three times as long.
   :fashion_mnist  32x32 Fashion-MNIST to 8x8x4, likewise.
   :tiny           seconds; what tests use.
 """
@@ -25,7 +25,7 @@ def get_config(variant: str = "") -> ConfigDict:
   c = base.get_config()
   c.family = "vae.autoencoder"
   c.vae = base.vae()
-  c.vae.perceptual_weight = 1.0
+  c.vae.beta, c.vae.perceptual_weight = 1e-6, 1.0
   c.text.encoder = "none"
   c.data.name, c.data.size, c.data.batch_size = "imagenet2012", 256, 96
   c.data.eval_split, c.data.flip = "validation", True
