@@ -21,7 +21,7 @@ from configs.vae import kl
 
 def get_config(variant: str = "") -> ConfigDict:
   """The config of a variant."""
-  c = kl.get_config(variant)
+  c = kl.autoencoder(variant)
   c.vae.bottleneck, c.vae.loss, c.vae.perceptual_weight = "gumbel", "laplace", 0.0
   c.vae.codes, c.vae.beta, c.vae.warmup_steps = 8192, 6.6, 5000
   c.vae.temperature_steps = 150_000

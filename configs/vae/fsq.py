@@ -18,7 +18,7 @@ from configs.vae import kl
 
 def get_config(variant: str = "") -> ConfigDict:
   """The config of a variant."""
-  c = kl.get_config(variant)
+  c = kl.autoencoder(variant)
   c.vae.bottleneck, c.vae.levels = "fsq", (8, 5, 5, 5)
   if variant in ("openmoji32", "fashion_mnist", "tiny"):
     c.vae.levels = (8, 6, 5)

@@ -19,9 +19,21 @@ from ml_collections import ConfigDict
 
 from configs import base
 
+VARIANTS = ("openmoji32", "fashion_mnist", "tiny")
+
 
 def get_config(variant: str = "") -> ConfigDict:
   """The config of a variant."""
+  if variant != "openmoji32_c8":
+    return autoencoder(variant, (*VARIANTS, "openmoji32_c8"))
+  c = autoencoder("openmoji32")
+  c.vae.latent_channels, c.model.widths = 8, (32, 64, 64)
+  c.train.steps = 3000
+  return c
+
+
+def autoencoder(variant: str, known: tuple[str, ...] = VARIANTS) -> ConfigDict:
+  """What all autoencoders share."""
   c = base.get_config()
   c.family = "vae.autoencoder"
   c.vae = base.vae()
@@ -40,17 +52,12 @@ def get_config(variant: str = "") -> ConfigDict:
       pass
     case "openmoji32":
       openmoji(c)
-    case "openmoji32_c8":
-      openmoji(c)
-      c.vae.latent_channels, c.model.widths = 8, (32, 64, 64)
-      c.train.steps = 3000
     case "fashion_mnist":
       fashion_mnist(c)
     case "tiny":
       openmoji(c)
       base.tiny(c)
     case _:
-      known = ("openmoji32", "openmoji32_c8", "fashion_mnist", "tiny")
       raise base.unknown_variant(variant, known)
   return c
 

@@ -20,7 +20,7 @@ from configs.vae import kl
 
 def get_config(variant: str = "") -> ConfigDict:
   """The config of a variant."""
-  c = kl.get_config(variant)
+  c = kl.autoencoder(variant)
   c.vae.bottleneck, c.vae.codes, c.vae.latent_channels = "vq", 16384, 4
   if variant in ("openmoji32", "fashion_mnist"):
     c.vae.codes, c.vae.latent_channels = 256, 8
