@@ -51,7 +51,8 @@ def main(out: Path, *runs: Path) -> None:
   held_out = source.load(config.data, config.data.eval_split)
   rows.insert(0, np.stack([held_out.image(i) for i in range(SHOWN)]))
   sheet(rows).save(out.with_suffix(".png"))
-  sheet(drawn).save(out.with_name(f"{out.name}_samples.png"))
+  if drawn:
+    sheet(drawn).save(out.with_name(f"{out.name}_samples.png"))
 
 
 def value(records: list[dict], start: str) -> str:
