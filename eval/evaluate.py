@@ -15,7 +15,7 @@ from core.log import finite, say
 from core.parallel import Parallel
 from core.workdir import explained, write_atomic
 from data.dataset import Dataset
-from eval import reconstructed, scores
+from eval import paired, reconstructed, scores
 from eval.images import of_dataset
 from eval.sampled import SampleScores
 from pipelines import build
@@ -41,7 +41,13 @@ def usual(
       say(f"{metric} is left out: data.eval_split holds training pictures")
     else:
       chosen.append(metric)
-  return (*chosen, *reconstructed.usual(family))
+  for metric in reconstructed.usual(family):
+    side = paired.LEAST.get(metric, 1)
+    if data.size < side:
+      say(f"{metric} is left out: it needs pictures of {side} pixels, not {data.size}")
+    else:
+      chosen.append(metric)
+  return tuple(chosen)
 
 
 def own(family: Family) -> tuple[str, ...]:

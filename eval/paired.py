@@ -15,6 +15,7 @@ from nets.pretrained import lpips
 
 METRICS = ("psnr", "ssim", "lpips")
 SMALL = 32  # AlexNet reads no smaller pictures
+LEAST = {"psnr": 1, "ssim": pixels.SIZE, "lpips": 16}  # the smallest side of pictures
 
 
 def records(
