@@ -12,10 +12,11 @@ from core.errors import UserError
 from eval.images import ImageSet
 from eval.metrics import pixels
 from nets.pretrained import lpips
+from nets.pretrained.vgg import SMALLEST
 
 METRICS = ("psnr", "ssim", "lpips")
-SMALL = 32  # AlexNet reads no smaller pictures
-LEAST = {"psnr": 1, "ssim": pixels.SIZE, "lpips": 16}  # the smallest side of pictures
+# The smallest side of pictures.
+LEAST = {"psnr": 1, "ssim": pixels.SIZE, "lpips": SMALLEST["vgg16"]}
 
 
 def records(
@@ -23,8 +24,8 @@ def records(
 ) -> list[dict[str, Any]]:
   """The mean of each metric over all pairs, with its standard error.
 
-  LPIPS is by AlexNet, as scores usually are, or by VGG16 for pictures below 32 pixels;
-  its name tells.
+  LPIPS is by AlexNet, as scores usually are, or by VGG16 if a picture is too small for
+  that; its name tells.
 
   Raises:
     UserError: the two sets do not hold the same names or sizes.
@@ -56,7 +57,8 @@ def of_pairs(
       f"{', '.join(names)} compare pictures of the same name, but {generated.name} and"
       f" {reference.name} hold different ones ({hint})."
     )
-  small = any(min(generated.read(i).shape[:2]) < SMALL for i in range(generated.length))
+  sides = (min(generated.read(i).shape[:2]) for i in range(generated.length))
+  small = "lpips" in names and any(side < SMALLEST["alexnet"] for side in sides)
   net = "vgg16" if small else "alexnet"
   functions = {
     "psnr": jax.jit(pixels.psnr),

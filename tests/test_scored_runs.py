@@ -186,6 +186,23 @@ def test_what_is_usual_is_what_the_pictures_allow(config: ConfigDict, capsys) ->
   assert usual("test", 1) == ()
 
 
+def test_reconstructions_are_scored_where_pictures_are_large_enough(
+  config: ConfigDict, capsys
+) -> None:
+  config.data.train_split, config.data.eval_split = "train", "all"
+  config.eval.num_images = 1
+  codec = FAMILY._replace(codecs={"latents": None})
+
+  def usual(size: int) -> tuple[str, ...]:
+    config.data.size = size
+    return evaluate.usual(config, codec, SPLITS.__getitem__)
+
+  assert usual(8) == ("rfd", "psnr")
+  assert "ssim is left out: it needs pictures of 11 pixels" in capsys.readouterr().err
+  assert usual(16) == ("rfd", "psnr", "ssim", "lpips")
+  assert evaluate.in_training(codec) == ("psnr",)
+
+
 def test_in_training_it_is_numbers(config: ConfigDict, tmp_path: Path) -> None:
   made = scorer(config, tmp_path, "fd", "prdc").log(state())
   assert set(made) == {
