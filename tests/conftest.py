@@ -1,6 +1,8 @@
 """Set before JAX starts: simulated devices, the compilation cache, checked shapes."""
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,6 +19,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("TAOLU_CACHE", str(ROOT / ".cache" / "taolu"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
+import jax  # noqa: E402
+import pytest  # noqa: E402
 from flax import struct  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
@@ -27,3 +31,18 @@ struct.PyTreeNode.__no_type_check__ = True
 # All else is: the shapes in annotations, at every call, in all our packages.
 PACKAGES = {file.parent.name for file in ROOT.glob("[a-z]*/__init__.py")} - {"tests"}
 install_import_hook(sorted(PACKAGES), "beartype.beartype")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_are_let_go(request: pytest.FixtureRequest) -> Iterator[None]:
+  """Frees what a file compiled.
+
+  Each program holds memory maps, of which Linux allows a process 65,530; one more and
+  it dies.
+  """
+  yield
+  for value in vars(request.module).values():
+    if hasattr(value, "cache_clear"):
+      value.cache_clear()
+  jax.clear_caches()
+  gc.collect()
