@@ -61,12 +61,12 @@ class Codec(NamedTuple):
   """A family's other use: pictures to what a generator models, and back.
 
   spec: of what `encode` returns: a map of latents, or of tokens.
-  encode: (state, images, keys) -> [B, *spec.shape]; one key an example.
+  encode: (state, images) -> [B, *spec.shape].
   decode: (state, latents) -> images [B, h, w, c] in [-1, 1].
   """
 
   spec: Spec
-  encode: Callable[[Any, Array, Array], Array]
+  encode: Callable[[Any, Array], Array]
   decode: Callable[[Any, Array], Array]
 
 

@@ -165,7 +165,7 @@ def from_loss(
     codecs={
       key: Codec(
         codec.spec,
-        lambda state, *args, fn=codec.encode: fn(drawing(state), *args),
+        lambda state, images, fn=codec.encode: fn(drawing(state), images),
         lambda state, latents, fn=codec.decode: fn(drawing(state), latents),
       )
       for key, codec in codecs.items()

@@ -1,6 +1,7 @@
 """Scores of pairs of pictures, such as reconstructions and what they are of."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ from nets.pretrained import lpips
 from nets.pretrained.vgg import SMALLEST
 
 METRICS = ("psnr", "ssim", "lpips")
+ROWS = 32  # pairs at a time
+SCALE = np.float32(2 / 255)  # of 256 levels to [-1, 1]
 # The smallest side of pictures.
 LEAST = {"psnr": 1, "ssim": pixels.SIZE, "lpips": SMALLEST["vgg16"]}
 
@@ -42,6 +45,33 @@ def records(
   return found
 
 
+def shape_of_pair(i: int, generated: ImageSet, reference: ImageSet) -> tuple[int, ...]:
+  """The size of both i-th pictures.
+
+  Raises:
+    UserError: they differ.
+  """
+  x, y = (pictures.read(i).shape for pictures in (generated, reference))
+  if x != y:
+    raise UserError(
+      f"picture {i} is {x[1]}x{x[0]} in {generated.name} and {y[1]}x{y[0]} in"
+      f" {reference.name}: make them one size."
+    )
+  return x
+
+
+def alike(shapes: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
+  """Neighbours of one shape, `ROWS` at a time, and one by one what is left over.
+
+  So there are two programs a shape, however many pictures there are.
+  """
+  for _, same in itertools.groupby(range(len(shapes)), lambda i: shapes[i]):
+    rows = list(same)
+    whole = len(rows) // ROWS * ROWS
+    yield from (rows[i : i + ROWS] for i in range(0, whole, ROWS))
+    yield from ([i] for i in rows[whole:])
+
+
 def of_pairs(
   names: Sequence[str], generated: ImageSet, reference: ImageSet
 ) -> dict[str, Float[np.ndarray, " n"]]:
@@ -57,9 +87,10 @@ def of_pairs(
       f"{', '.join(names)} compare pictures of the same name, but {generated.name} and"
       f" {reference.name} hold different ones ({hint})."
     )
-  sides = (min(generated.read(i).shape[:2]) for i in range(generated.length))
-  small = "lpips" in names and any(side < SMALLEST["alexnet"] for side in sides)
-  net = "vgg16" if small else "alexnet"
+  shapes = [shape_of_pair(i, generated, reference) for i in range(generated.length)]
+  net = "alexnet"
+  if "lpips" in names and min(min(s[:2]) for s in shapes) < SMALLEST["alexnet"]:
+    net = "vgg16"
   functions = {
     "psnr": jax.jit(pixels.psnr),
     # Its luminance term is meant for brightness, from 0 on.
@@ -69,20 +100,17 @@ def of_pairs(
     model, params = lpips.LPIPS(net), lpips.load(net)
     functions["lpips"] = jax.jit(lambda x, y: model.apply({"params": params}, x, y))
   values = {name: [] for name in names}
-  for i in range(generated.length):
-    x, y = generated.read(i), reference.read(i)
-    if x.shape != y.shape:
-      raise UserError(
-        f"picture {i} is {x.shape[1]}x{x.shape[0]} in {generated.name} and"
-        f" {y.shape[1]}x{y.shape[0]} in {reference.name}: make them one size."
-      )
-    x, y = (p[None].astype(np.float32) * np.float32(2 / 255) - 1 for p in (x, y))
+  for rows in alike(shapes):
+    x, y = (
+      np.stack([kind.read(i) for i in rows]).astype(np.float32) * SCALE - 1
+      for kind in (generated, reference)
+    )
     try:
       with jax.default_matmul_precision("highest"):
         for name in names:
-          values[name].append(float(functions[name](x, y)[0]))
+          values[name] += np.asarray(functions[name](x, y)).tolist()
     except UserError as error:
-      raise UserError(f"picture {i} of {generated.name}: {error}") from error
+      raise UserError(f"picture {rows[0]} of {generated.name}: {error}") from error
   lpips_name = {"vgg16": "LPIPS-VGG16", "alexnet": "LPIPS-AlexNet"}[net]
   called = {"psnr": "PSNR", "ssim": "SSIM", "lpips": lpips_name}
   return {called[name]: np.asarray(values[name]) for name in names}

@@ -20,6 +20,7 @@ from data.dataset import Dataset
 from eval import features, images, paired, scores
 from pipelines import build, pictures
 from text.cond import Cond
+from vae import codebook
 
 # rfd is the Fréchet distance between the reconstructions and the pictures; codebook
 # the share of codes in use and their perplexity.
@@ -45,12 +46,12 @@ def reconstructor(
   name = "tokens" if "tokens" in family.codecs else "latents"
 
   def compute(state: State, x: Array, ids: Array, cond: Cond) -> tuple[Array, Array]:
-    keys = example_keys(jax.random.key(config.seed), ids)
     if name in family.codecs:
-      code = family.codecs[name].encode(state, x, keys)
+      code = family.codecs[name].encode(state, x)
       made = family.codecs[name].decode(state, code)
       return made, code if name == "tokens" else jnp.zeros((len(x), 0))
     given = Given(x, jnp.ones((*x.shape[:3], 1)))
+    keys = example_keys(jax.random.key(config.seed), ids)
     edited = family.edits["reconstruct"](state, keys, cond, given)
     return edited.images, jnp.zeros((len(x), 0))
 
@@ -127,7 +128,7 @@ class ReconstructionScores:
     if pairs:
       found += paired.records(pairs, drawn, real)
     if "codebook" in self._metrics:
-      found += codebook(tokens, self._codes)
+      found += codebook_records(tokens, self._codes)
     shared = {"step": int(state.step), "split": split, "num_images": self._count}
     return [record | shared for record in found]
 
@@ -160,17 +161,17 @@ class ReconstructionScores:
     return cut(made), cut(codes).astype(np.int64)
 
 
-def codebook(tokens: Int[np.ndarray, "n h w d"], codes: int) -> list[Record]:
+def codebook_records(tokens: Int[np.ndarray, "n h w d"], codes: int) -> list[Record]:
   """The share of codes that come at all, and exp(entropy), means over the depths."""
-  usage, perplexity = [], []
-  for depth in np.moveaxis(tokens, -1, 0):
-    counts = np.bincount(depth.ravel(), minlength=codes)
-    p = counts[counts > 0] / counts.sum()
-    usage.append(np.mean(counts > 0))
-    perplexity.append(np.exp(-np.sum(p * np.log(p))))
+  depths = np.moveaxis(tokens, -1, 0)
+  counts = np.stack([np.bincount(depth.ravel(), minlength=codes) for depth in depths])
+  usage, perplexity = (
+    float(jnp.mean(measure(jnp.asarray(counts, jnp.float32))))
+    for measure in (codebook.usage, codebook.perplexity)
+  )
   return [
-    {"metric": "codebook-usage", "value": float(np.mean(usage)), "codes": codes},
-    {"metric": "codebook-perplexity", "value": float(np.mean(perplexity))},
+    {"metric": "codebook-usage", "value": usage, "codes": codes},
+    {"metric": "codebook-perplexity", "value": perplexity},
   ]
 
 

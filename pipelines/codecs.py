@@ -10,12 +10,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from core import family as families
 from core.errors import UserError, unknown
-from core.family import Codec, Family, Samples, Spec, State, example_keys
+from core.family import Codec, Family, Samples, Spec, State
 from core.log import say
 from core.parallel import Parallel
 from core.workdir import read_json, written
@@ -217,19 +216,14 @@ def encoder(
   rows = size // jax.process_count()
   own = rows * jax.process_index()
 
-  def compute(state: State, images: Array, ids: Array) -> Array:
-    keys = example_keys(jax.random.key(config.seed), ids)
-    return opened.codec.encode(state, images, keys)
-
-  fn = run.run(compute)
+  fn = run.run(opened.codec.encode)
 
   def encode(first: int, last: int) -> np.ndarray:
     found = []
     for start in range(first, last, size):
       ids = (start + own + np.arange(rows)) % len(pixels)
       images = pictures.from_uint8([pixels.image(i) for i in ids.tolist()])
-      batch = run.put((images, ids.astype(np.uint32)))
-      found.append(jax.device_get(fn(opened.state, *batch)))
+      found.append(jax.device_get(fn(opened.state, run.put(images))))
     latents = np.concatenate(found)[: last - first]
     if not np.isfinite(latents).all():
       raise UserError(

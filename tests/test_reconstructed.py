@@ -18,7 +18,7 @@ STEP = 8 / 255  # by which the codec below darkens
 def family(vocab_size: int = 0) -> Family:
   """Its codec darkens by 4 levels, or gives each quarter of the picture one token."""
 
-  def encode(state, x, keys):
+  def encode(state, x):
     if vocab_size:
       return jnp.broadcast_to(jnp.arange(4), (len(x), 4)).reshape(-1, 2, 2, 1)
     return x

@@ -40,7 +40,7 @@ def through(kind: str) -> dict[str, object]:
   def compute(state, x):
     given = Given(x, jnp.ones((*x.shape[:3], 1)))
     edited = family.edits["reconstruct"](state, keys, None, given)
-    codes = {name: c.encode(state, x, keys) for name, c in family.codecs.items()}
+    codes = {name: c.encode(state, x) for name, c in family.codecs.items()}
     decoded = {name: family.codecs[name].decode(state, c) for name, c in codes.items()}
     return {"edited": edited, "codes": codes, "decoded": decoded}
 

@@ -251,7 +251,7 @@ def test_codec_and_edits_go_through_the_same_latents():
   @jax.jit
   def through(x):
     keys, none = sample_keys(KEY, 8), Cond(label=jnp.full(8, -1))
-    given, latents = Given(x, jnp.ones((8, 8, 8, 1))), codec.encode(state, x, keys)
+    given, latents = Given(x, jnp.ones((8, 8, 8, 1))), codec.encode(state, x)
     edited = [made.edits[name](state, keys, none, given) for name in made.edits]
     return latents, codec.decode(state, latents), *edited
 

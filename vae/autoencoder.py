@@ -160,7 +160,7 @@ def make(
     dtype = jnp.int32 if code.vocab_size else jnp.float32
     stored = Spec(shape, dtype, code.vocab_size, pixels=False)
 
-    def to_code(weights: PyTree, x: Array, keys: Array) -> Array:
+    def to_code(weights: PyTree, x: Array) -> Array:
       params, tracked = weights
       found = code.encode(encode(params, x), tracked["bottleneck"])
       return (

@@ -147,7 +147,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   def unconditional(params: PyTree, n: int) -> Float[Array, "n e"] | None:
     return model.run(params, "embed", model.null(n))
 
-  def encode(weights: Weights, images: Array, keys: Array) -> Float[Array, "n h w c"]:
+  def encode(weights: Weights, images: Array) -> Float[Array, "n h w c"]:
     vec = unconditional(weights[0], len(images))
     return model.run(weights[0], "encode", images, vec).mean
 

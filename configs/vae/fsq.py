@@ -1,9 +1,7 @@
 """Finite scalar quantization (Mentzer et al. 2023, arXiv:2309.15505).
 
 As configs/vae/vq.py without a codebook: each of four channels takes 8, 5, 5 or 5
-levels, together 1,000 codes, which the paper recommends for about 2^10. It finds
-sampling with MaskGIT on ImageNet-256 on a par with VQ (FID 4.53 and 4.51, recalled, not
-looked up).
+levels, together 1,000 codes, which the paper recommends for about 2^10.
 
 Variants:
   :openmoji32     32x32 OpenMoji to 8x8 of 240 codes: twelve minutes on one CPU core.

@@ -1,8 +1,7 @@
 """RQ-VAE (Lee et al. 2022, arXiv:2203.01941): several codes a place, coarse to fine.
 
 As configs/vae/vq.py with f = 32 and 4 codes a place from one codebook each of 16,384;
-the paper shares one codebook among the depths and has a critic: reconstruction FID 4.73
-on ImageNet at 8x8x4 (recalled, not looked up).
+the paper shares one codebook among the depths and has a critic.
 
 Variants:
   :openmoji32     32x32 OpenMoji to 8x8x4 of 64 codes: twelve minutes on one CPU core.
