@@ -87,18 +87,39 @@ def test_what_is_tracked_is_the_same_over_devices_and_microbatches():
 
 
 def test_the_loss_by_hand():
-  """L1 + weight x KL a dimension, where the posterior's noise is the example's."""
-  config = tiny("kl", beta=0.5)
-  h = jax.random.normal(KEY, (2, 3, 3, 8))
-  mean, logvar = np.split(np.asarray(h), 2, axis=-1)
-  ids, keys = jnp.arange(2, dtype=jnp.uint32), jax.random.split(KEY, 2)
-  rows = bottlenecks.Rows(ids, keys, jnp.ones(2), jnp.int32(0))
-  passed = bottlenecks.gaussian(config.vae, dims=10).train(h, {}, rows)
-  kl = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).sum((1, 2, 3)) / 10
-  np.testing.assert_allclose(passed.metrics["kl"], kl, rtol=1e-5)
-  np.testing.assert_allclose(passed.penalty, 0.5 * kl, rtol=1e-5)
-  eps = jnp.stack([jax.random.normal(key, (3, 3, 4)) for key in keys])
-  np.testing.assert_allclose(passed.z, mean + np.exp(logvar / 2) * eps, rtol=1e-5)
+  """Mean |x - x_hat| over numbers + beta KL a number, z drawn by the example's key."""
+  beta = 0.1
+  config = tiny("kl", beta=beta)
+  config.model.widths, config.model.blocks = (8, 8), 0
+  family, batch = autoencoder.make(config, Spec((8, 8, 3))), random_batch(config, 1)
+  net = autoencoder.network(config, Spec((8, 8, 3)))
+
+  @jax.jit
+  def compute(batch):
+    state = family.init(KEY, batch)
+    params = jax.tree.map(lambda a: a + 0.1, state.params["generator"])
+    state = state.replace(params={"generator": params}, ema={"generator": params})
+    h = net.apply({"params": params}, batch["x"], method="encode")
+    mean, logvar = jnp.split(h, 2, axis=-1)
+    keys = [jax.random.fold_in(KEY, i) for i in batch["_id"]]
+    eps = jnp.stack([jax.random.normal(key, mean.shape[1:]) for key in keys])
+    z = mean + jnp.exp(logvar / 2) * eps
+    x_hat = net.apply({"params": params}, z, method="decode")
+    logged = family.step(state, batch, KEY)[1]
+    return mean, logvar, x_hat, family.evals["loss"](state, batch, KEY), logged
+
+  mean, logvar, x_hat, loss, logged = (
+    jax.tree.map(np.asarray, a) for a in compute(batch)
+  )
+  each = [(m**2 + np.exp(v) - 1 - v) / 2 for m, v in zip(mean, logvar, strict=True)]
+  kl = np.array([part.sum() for part in each]) / (8 * 8 * 3)
+  l1 = np.array([np.abs(d).sum() for d in batch["x"] - x_hat]) / (8 * 8 * 3)
+  assert (beta * kl > 0.2 * l1).all()
+  assert (l1 > 0.2 * beta * kl).all()
+  np.testing.assert_allclose(loss, l1 + beta * kl, rtol=1e-5)
+  np.testing.assert_allclose(logged["reconstruction"], l1.mean(), rtol=1e-5)
+  np.testing.assert_allclose(logged["kl"], kl.mean(), rtol=1e-5)
+  np.testing.assert_allclose(logged["loss"], loss.mean(), rtol=1e-5)
 
 
 def test_gumbel_anneals_and_warms_up():
