@@ -229,7 +229,7 @@ def vae() -> ConfigDict:
   v.beta = 1.0  # weight of the KL term in training, on all but vq and fsq
   v.warmup_steps = 0  # updates over which it rises from 0
   # vae.vae and vae.hierarchical
-  v.latent_dim = 0  # above 0: one vector of so many latents, in place of the map
+  v.latent_dim = 0  # above 0: one vector of so many latents, for the map; vae.vae only
   # bernoulli, gaussian (its scale learned), logistic (discretized), logistic_mixture,
   # or laplace (of logits)
   v.likelihood = "gaussian"

@@ -33,7 +33,11 @@ class State(struct.PyTreeNode):
 class Samples(NamedTuple):
   """Pictures in [-1, 1], and the same pictures while they form.
 
-  `nfe` is the number of network evaluations of each; a guided one counts once.
+  frames: the last is the finished picture, so a single one is; those before show more
+    and more of what is drawn, from what all have in common.
+  nfe: how often each picture called the network that draws, a denoiser or a decoder; a
+    guided call counts once. What encodes given pictures or decodes latents for another
+    family does not count, nor what only the film needs.
   """
 
   images: Float[Array, "n h w c"]

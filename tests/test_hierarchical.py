@@ -327,7 +327,7 @@ def test_a_reconstruction_takes_the_means_of_more_and_more_posteriors():
   pictures = [model.likelihood.mean(one.out) for one in met]
   np.testing.assert_allclose(found.frames, pictures, atol=1e-5)
   np.testing.assert_array_equal(found.images, found.frames[-1])
-  np.testing.assert_array_equal(found.nfe, 2)
+  np.testing.assert_array_equal(found.nfe, 1)
   assert min(np.abs(np.diff(found.frames, axis=0)).max((1, 2, 3, 4))) > 1e-3
   # z is the mean of the posterior where drawn, of the prior elsewhere.
   np.testing.assert_array_equal(met[2].latents[1], met[2].posteriors[1].mean)
@@ -389,6 +389,8 @@ def test_the_published_model_has_39_million_parameters():
   [
     ("vae.likelihood", "normal", "vae.likelihood"),
     ("sample.edit", "inpaint", "sample.edit"),
+    ("sample.guidance_scale", 2.0, "sample.guidance_scale to 1"),
+    ("vae.latent_dim", 8, "no use for vae.latent_dim=8: set it to 0"),
     ("vae.groups", (1, 1, 1), "vae.groups"),
     ("vae.groups", (0, 0), "vae.groups"),
     ("model.blocks", (1,), "model.blocks"),

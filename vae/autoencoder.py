@@ -6,6 +6,7 @@ arXiv:2102.12092) and of FSQ (Mentzer et al. 2023, arXiv:2309.15505): one loss, 
 bottleneck between encoder and decoder is `vae.bottleneck`.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -28,7 +29,7 @@ from core.step import Tracked, from_loss
 from nets import build
 from nets.autoencoder import Autoencoder
 from nets.pretrained.lpips import LPIPS
-from vae import bottlenecks, edits, likelihoods, statistics
+from vae import bottlenecks, checks, edits, likelihoods, statistics
 from vae.bottlenecks import Code, Rows
 
 LOSSES = ("l1", "l2", "laplace")
@@ -62,6 +63,7 @@ def make(
   """
   settings, widths = config.vae, config.model.widths
   check_spec(config.family, spec, latents=False)
+  checks.refuse(config, latent_dim=0, free_bits=0)
   if settings.loss not in LOSSES:
     raise unknown("vae.loss", settings.loss, LOSSES)
   if config.text.encoder != "none":
@@ -179,23 +181,30 @@ def make(
   # Tokens where there are any: what is decoded is what would be stored.
   own, form = list(codecs.items())[-1]
 
+  def formed(name: str, weights: PyTree, code: Array, cond: Any) -> Samples:
+    """Pictures of codes: latents grow from 0, tokens take the usual one's places."""
+    form, seen = codecs[name], weights[1]["seen"][name]
+
+    def picture(share: Array) -> Float[Array, "n h w c"]:
+      if not form.spec.vocab_size:
+        return form.decode(weights, share * code)
+      usual = jnp.argmax(statistics.log_frequencies(seen), -1).astype(jnp.int32)
+      places = jnp.arange(code[0, ..., 0].size).reshape(*code.shape[1:3], 1) + 1
+      return form.decode(weights, jnp.where(places <= share * places.size, code, usual))
+
+    return edits.film(picture, config.sample.frames)
+
   def sample(weights: PyTree, rng: Array, cond: Any, n: int) -> Samples:
-    keys, shape = sample_keys(rng, n), form.spec.shape
-    stages = jnp.arange(1, config.sample.frames + 1) / config.sample.frames
+    draw = functools.partial(jax.random.normal, shape=form.spec.shape)
     if form.spec.vocab_size:
       logits = statistics.log_frequencies(weights[1]["seen"][own])
-      draw = lambda key: jax.random.categorical(key, logits, shape=shape)  # noqa: E731
-      drawn = jax.vmap(draw)(keys).astype(jnp.int32)
-      places = jnp.arange(shape[0] * shape[1]).reshape(*shape[:2], 1) + 1
-      usual = jnp.argmax(logits, -1).astype(jnp.int32)
-      stage = lambda s: jnp.where(places <= s * places.size, drawn, usual)  # noqa: E731
-    else:
-      drawn = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-      stage = lambda s: s * drawn  # noqa: E731
-    frames = jax.lax.map(lambda s: form.decode(weights, stage(s)), stages)
-    return Samples(frames[-1], frames, jnp.ones(n, jnp.int32))
+      draw = lambda key: jax.random.categorical(key, logits, shape=form.spec.shape)  # noqa: E731
+    code = jax.vmap(draw)(sample_keys(rng, n)).astype(form.spec.dtype)
+    return formed(own, weights, code, cond)
 
-  made = from_loss(
+  offered = edits.of_codecs(codecs, formed)
+  checks.check_edit(config, offered)
+  return from_loss(
     config,
     init=init,
     loss=lambda weights, batch, rng: losses(weights, batch, rng, True),
@@ -204,12 +213,10 @@ def make(
       "loss": lambda *args: losses(*args, False)[0],
       "reconstruction": lambda *args: losses(*args, False)[1]["reconstruction"],
     },
-    edits=edits.of_codecs(codecs),
+    edits=offered,
     codecs=codecs,
     tracked=Tracked(track, update),
   )
-  edits.check(config.sample.edit, made.edits)
-  return made
 
 
 def network(config: ConfigDict, spec: Spec) -> Autoencoder:

@@ -108,21 +108,15 @@ def gaussian(vae: ConfigDict, dims: int) -> Bottleneck:
   channels = vae.latent_channels
 
   def train(h: Array, tracked: PyTree, rows: Rows) -> Passed:
-    q = posterior(h)
+    q = Posterior.of(h)
     draw = lambda key: jax.random.normal(key, q.mean.shape[1:])  # noqa: E731
     kl = q.kl().sum(-1) / dims
     beta = bounds.warmed(vae.beta, rows.updates, vae.warmup_steps)
     z = q.at(jax.vmap(draw)(rows.keys))
     return Passed(z, beta * kl, {"kl": kl}, {})
 
-  latents = Code(channels, 0, lambda h, _: posterior(h).mean, lambda z, _: z)
+  latents = Code(channels, 0, lambda h, _: Posterior.of(h).mean, lambda z, _: z)
   return Bottleneck(2 * channels, channels, train, {"latents": latents})
-
-
-def posterior(h: Float[Array, "b h w c2"]) -> Posterior:
-  """q(z|x), from the encoder's output."""
-  mean, logvar = jnp.split(h, 2, axis=-1)
-  return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
 
 
 def vector_quantizer(vae: ConfigDict, batch_size: int) -> Bottleneck:

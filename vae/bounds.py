@@ -20,6 +20,12 @@ class Posterior(NamedTuple):
   mean: Float[Array, "b *place c"]
   logvar: Float[Array, "b *place c"]
 
+  @classmethod
+  def of(cls, moments: Float[Array, "b *place c2"]) -> "Posterior":
+    """Mean and log variance side by side, as networks give them; logvar is cut."""
+    mean, logvar = jnp.split(moments, 2, axis=-1)
+    return cls(mean, jnp.clip(logvar, -30, 20))
+
   def at(self, eps: Float[Array, "b *place c"]) -> Float[Array, "b *place c"]:
     """z = mean + std eps (Kingma & Welling 2014, section 2.4)."""
     return self.mean + jnp.exp(self.logvar / 2) * eps

@@ -1,45 +1,71 @@
-"""What an autoencoder does to given pictures."""
+"""Pictures while they form from latents or tokens, and what is done to given ones."""
 
-from collections.abc import Callable, Iterable, Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from core.errors import unknown
 from core.family import Codec, Given, Samples
 
 Edit = Callable[[PyTree, Array, Any, Given], Samples]
+Encode = Callable[[PyTree, Any, Array], Array]  # weights, cond, images
+Form = Callable[[PyTree, Array, Any], Samples]  # weights, latents or tokens, cond
 
 
-def of_codecs(codecs: Mapping[str, Codec]) -> dict[str, Edit]:
+def film(
+  picture: Callable[[Float[Array, ""]], Float[Array, "n h w c"]],
+  frames: int,
+  last: float | int = 1,
+) -> Samples:
+  """picture(s) at s = `last`, and its frames from s = 0, where nothing is drawn yet."""
+  # Backwards, so that a single frame is the picture.
+  stages = jnp.linspace(last, 0, frames)[::-1]
+  images = picture(stages[-1])
+  before = jax.lax.map(picture, stages[:-1])
+  film = jnp.concatenate([before, images[None]])
+  return Samples(images, film, jnp.ones(len(images), jnp.int32))
+
+
+def reconstruct(encode: Encode, form: Form) -> Edit:
+  """Pictures to their code and back."""
+
+  def edit(weights: PyTree, rng: Array, cond: Any, given: Given) -> Samples:
+    return form(weights, encode(weights, cond, given.images), cond)
+
+  return edit
+
+
+def interpolate(encode: Encode, form: Form) -> Edit:
+  """From the first picture to the last in equal steps, straight in their latents."""
+
+  def edit(weights: PyTree, rng: Array, cond: Any, given: Given) -> Samples:
+    z = encode(weights, cond, given.images)
+    share = jnp.linspace(0, 1, len(z)).reshape(-1, *(1,) * (z.ndim - 1))
+    return form(weights, (1 - share) * z[:1] + share * z[-1:], cond)
+
+  return edit
+
+
+def of_codecs(
+  codecs: Mapping[str, Codec], form: Callable[..., Samples]
+) -> dict[str, Edit]:
   """`reconstruct`, by tokens if there are any, and with latents `interpolate`.
 
-  Each is (weights, rng, cond, given) -> Samples.
+  form: (name of the codec, *those of `Form`) -> Samples.
   """
 
-  def reconstruct(weights: PyTree, rng: Array, cond: Any, given: Given) -> Samples:
-    """The picture, coded and decoded; its film is before and after."""
-    codec = codecs.get("tokens") or codecs["latents"]
-    images = codec.decode(weights, codec.encode(weights, given.images))
-    film = jnp.stack([jnp.asarray(given.images), images])
-    return Samples(images, film, jnp.ones(len(images), jnp.int32))
+  def encode(name: str, weights: PyTree, cond: Any, images: Array) -> Array:
+    return codecs[name].encode(weights, images)
 
-  def interpolate(weights: PyTree, rng: Array, cond: Any, given: Given) -> Samples:
-    """From the first picture to the last in equal steps, straight in the latents."""
-    codec = codecs["latents"]
-    n = len(given.images)
-    latents = codec.encode(weights, given.images)
-    share = jnp.linspace(0, 1, n).reshape(-1, *(1,) * (latents.ndim - 1))
-    way = (1 - share) * latents[0] + share * latents[-1]
-    images = codec.decode(weights, way)
-    return Samples(images, images[None], jnp.ones(n, jnp.int32))
+  def edit(kind: Callable[[Encode, Form], Edit], name: str) -> Edit:
+    return kind(functools.partial(encode, name), functools.partial(form, name))
 
-  found = {"reconstruct": reconstruct}
-  return found | ({"interpolate": interpolate} if "latents" in codecs else {})
-
-
-def check(edit: str, edits: Iterable[str]) -> None:
-  """Raises UserError if `sample.edit` is not among them."""
-  if edit not in edits:
-    raise unknown("sample.edit", edit, edits)
+  found = {
+    "reconstruct": edit(reconstruct, "tokens" if "tokens" in codecs else "latents")
+  }
+  return found | (
+    {"interpolate": edit(interpolate, "latents")} if "latents" in codecs else {}
+  )

@@ -7,33 +7,17 @@ arXiv:2007.03898), VDVAE (Child 2020, arXiv:2011.10650). The loss is minus the e
 lower bound on log p(x|y).
 """
 
-import math
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 from ml_collections import ConfigDict
 
-from core.errors import unknown
-from core.family import (
-  Batch,
-  Family,
-  Given,
-  Samples,
-  Spec,
-  check_spec,
-  example_keys,
-  sample_keys,
-)
-from core.step import UNTRACKED, from_loss
+from core.family import Batch, Family, Given, Samples, Spec, sample_keys
 from nets.groups import Normal
 from text.cond import Cond
-from vae import bounds, likelihoods
-from vae.bounds import bits
-from vae.hierarchy import Maps, Model, Vec
-
-Weights = tuple[PyTree, dict[str, PyTree]]  # parameters, and what `from_loss` tracks
+from vae import checks, edits, elbo
+from vae.elbo import Draw, Seen, Weights
+from vae.hierarchy import Model
 
 
 def kl(q: Normal, p: Normal) -> Float[Array, "b g"]:
@@ -57,136 +41,70 @@ def log_ratio(
 
 
 def make(config: ConfigDict, spec: Spec) -> Family:
-  """The family of `config.vae` and `config.model`.
+  """The family of `config.vae` and `config.model`; loss and evals as `elbo.family` has.
 
-  The loss is `bounds.loss` in bits a dimension, with `vae.beta`, `vae.warmup_steps` and
-  `vae.free_bits` of each group of each example. If the likelihood is a density, each
-  draw of z comes with a draw of the noise that dequantizes x; the way up sees x
-  without. The condition is dropped at times (`text.drop`), so that the network knows
-  p(x) too. Sampling takes no guidance, and shows the mean of p(x|z, y).
-
-  Metrics: kl, reconstruction, and kl_N of the groups of side N. Evals: kl,
-  reconstruction and their sum bpd, minus the ELBO in bits a dimension; on request
-  bpd_iwae, the tighter bound of `vae.iwae_samples` draws.
+  If the likelihood is a density, each draw of z comes with a draw of the noise that
+  dequantizes x; the way up sees x without. A picture is the mean of p(x|z, y). The
+  metrics kl_N are of the groups of side N.
 
   Raises:
-    UserError: settings that are unknown or do not fit the picture or one another.
+    UserError: settings that are unknown, of no use or do not fit the picture or one
+      another.
   """
-  check_spec(config.family, spec, latents=False)
-  model, settings = Model(config, spec), config.vae
-  likelihood, dims = model.likelihood, math.prod(spec.shape)
-  everything = model.first(sum(settings.groups))
+  checks.refuse(config, bottleneck="kl", latent_dim=0)
+  model, groups = Model(config, spec), sum(config.vae.groups)
 
-  def descended(
-    params: PyTree,
-    x: Float[Array, "b h w c"],
-    maps: Maps,
-    vec: Vec,
-    keys: Key[Array, " b"],
-  ) -> tuple[Float[Array, " b"], list[Float[Array, "b g"]], Float[Array, " b"]]:
-    """log p(x|z), KLs and log p(z) - log q(z|x), at one draw of z an example."""
-    keys = jax.vmap(jax.random.split)(keys)
-    eps = model.noise(keys[:, 0])
-    met = model.run(params, "descend", eps, everything, vec, maps)
-    if likelihood.density:
-      x = likelihoods.dequantized(x, keys[:, 1])
-    pairs = list(zip(met.posteriors, met.priors, strict=True))
-    ratios = [log_ratio(*pair, e) for pair, e in zip(pairs, eps, strict=True)]
-    return likelihood.log_prob(x, met.out), [kl(*pair) for pair in pairs], sum(ratios)
-
-  def loss(weights: Weights, batch: Batch, rng: Array) -> tuple:
-    (params, tracked), x = weights, batch["x"]
-    keys = jax.vmap(jax.random.split)(example_keys(rng, batch["_id"]))
-    cond = batch["cond"]
-    if config.text.drop > 0:
-      cond = cond.drop(keys[:, 1], config.text.drop)
+  def see(
+    params: PyTree, batch: Batch, cond: Cond, dropout: Array | None = None
+  ) -> Seen:
+    x = jnp.asarray(batch["x"])
     vec = model.run(params, "embed", cond)
     maps = model.run(params, "ascend", x, vec)
-    log_px, kls, _ = descended(params, x, maps, vec, keys[:, 0])
-    beta = bounds.warmed(settings.beta, tracked["updates"], settings.warmup_steps)
-    nats = bounds.loss(
-      log_px, jnp.concatenate(kls, axis=1), beta, settings.free_bits * math.log(2)
-    )
-    metrics = {
-      f"kl_{side}": bits(part.sum(1), dims)
-      for (_, side, *_), part in zip(model.net.down.shapes, kls, strict=True)
-    }
-    metrics["kl"] = sum(metrics.values())
-    metrics["reconstruction"] = bits(-log_px, dims)
-    return bits(nats, dims), metrics, {}
 
-  def draws(weights: Weights, batch: Batch, rng: Array) -> Callable[[Array], tuple]:
-    """Draw i -> `descended` of the batch."""
-    params, x = weights[0], jnp.asarray(batch["x"])
-    vec = model.run(params, "embed", batch["cond"])
-    maps = model.run(params, "ascend", x, vec)
-    keys = example_keys(rng, batch["_id"])
-
-    def draw(i: Integer[Array, ""]) -> tuple:
-      own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-      return descended(params, x, maps, vec, own)
+    def draw(keys: Key[Array, " b"]) -> Draw:
+      keys = jax.vmap(jax.random.split)(keys)
+      eps = model.noise(keys[:, 0])
+      met = model.run(params, "descend", eps, model.first(groups), vec, maps)
+      log_px = model.likelihood.log_levels(x, met.out, keys[:, 1])
+      pairs = list(zip(met.posteriors, met.priors, strict=True))
+      ratios = [log_ratio(*pair, e) for pair, e in zip(pairs, eps, strict=True)]
+      sides = [f"kl_{side}" for _, side, *_ in model.net.down.shapes]
+      kls = {side: kl(*pair) for side, pair in zip(sides, pairs, strict=True)}
+      return Draw(log_px, kls, sum(ratios))
 
     return draw
 
-  def kl_of(weights: Weights, batch: Batch, rng: Array) -> Float[Array, " b"]:
-    _, kls, _ = draws(weights, batch, rng)(jnp.asarray(0))
-    return bits(sum(part.sum(1) for part in kls), dims)
+  def form(
+    weights: Weights, eps: tuple[Array, ...], cond: Cond, images: Array | None = None
+  ) -> Samples:
+    """The pictures, and how they form: more groups drawn, the rest at their mean.
 
-  def reconstruction(weights: Weights, batch: Batch, rng: Array) -> Float[Array, " b"]:
-    return bits(-draws(weights, batch, rng)(jnp.asarray(0))[0], dims)
-
-  def bpd(weights: Weights, batch: Batch, rng: Array) -> Float[Array, " b"]:
-    return kl_of(weights, batch, rng) + reconstruction(weights, batch, rng)
-
-  def bpd_iwae(weights: Weights, batch: Batch, rng: Array) -> Float[Array, " b"]:
-    draw = draws(weights, batch, rng)
-
-    def log_weight(i: Integer[Array, ""]) -> Float[Array, " b"]:
-      log_px, _, ratio = draw(i)
-      return log_px + ratio
-
-    return bits(-bounds.iwae(log_weight, settings.iwae_samples), dims)
-
-  def film(params: PyTree, eps: tuple, vec: Vec, maps: Maps | None) -> Samples:
-    """The pictures, and how they form: more groups drawn, the rest at their mean."""
-    n, groups = eps[0].shape[1], sum(settings.groups)
-    counts = jnp.linspace(groups, 0, config.sample.frames)[::-1].round().astype(int)
-
-    def picture(count: Integer[Array, ""]) -> Float[Array, "n h w c"]:
-      drawn = model.first(count)
-      return likelihood.mean(model.run(params, "descend", eps, drawn, vec, maps).out)
-
-    frames = jax.lax.map(picture, counts)
-    calls = jnp.full(n, 1 if maps is None else 2, jnp.int32)
-    return Samples(frames[-1], frames, calls)
-
-  def sample(weights: Weights, rng: Array, cond: Cond, n: int) -> Samples:
-    params, eps = weights[0], model.noise(sample_keys(rng, n))
-    return film(params, eps, model.run(params, "embed", cond), None)
-
-  def reconstruct(weights: Weights, rng: Array, cond: Cond, given: Given) -> Samples:
-    """From the posterior's means, the coarsest groups' first."""
+    Drawn from the posteriors of `images` if they are given.
+    """
     params = weights[0]
     vec = model.run(params, "embed", cond)
-    maps = model.run(params, "ascend", given.images, vec)
-    eps = jax.tree.map(jnp.zeros_like, model.noise(sample_keys(rng, len(given.images))))
-    return film(params, eps, vec, maps)
+    maps = None if images is None else model.run(params, "ascend", images, vec)
 
-  edits = {"reconstruct": reconstruct}
-  if config.sample.edit not in edits:
-    raise unknown("sample.edit", config.sample.edit, edits)
-  return from_loss(
+    def picture(count: Float[Array, ""]) -> Float[Array, "n h w c"]:
+      drawn = model.first(count.round().astype(int))
+      met = model.run(params, "descend", eps, drawn, vec, maps)
+      return model.likelihood.mean(met.out)
+
+    return edits.film(picture, config.sample.frames, groups)
+
+  def sample(weights: Weights, rng: Array, cond: Cond, n: int) -> Samples:
+    return form(weights, model.noise(sample_keys(rng, n)), cond)
+
+  def reconstruct(weights: Weights, rng: Array, cond: Cond, given: Given) -> Samples:
+    """From the posteriors' means, the coarsest groups' first."""
+    eps = jax.tree.map(jnp.zeros_like, model.noise(sample_keys(rng, len(given.images))))
+    return form(weights, eps, cond, given.images)
+
+  return elbo.family(
     config,
+    spec,
     init=model.init,
-    loss=loss,
+    see=see,
     sample=sample,
-    evals={
-      "bpd": bpd,
-      "kl": kl_of,
-      "reconstruction": reconstruction,
-      "bpd_iwae": bpd_iwae,
-    },
-    on_request=("bpd_iwae",),
-    edits=edits,
-    tracked=UNTRACKED,
+    edits={"reconstruct": reconstruct},
   )

@@ -1,25 +1,21 @@
 """The networks of a hierarchical variational autoencoder."""
 
-import dataclasses
 import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Integer, Key, PyTree
-from ml_collections import ConfigDict
+from jaxtyping import Array, Bool, Float, Integer, Key
 
 from core.errors import UserError
-from core.family import Batch, Spec
 from nets import build
+from nets.groups import Vec
 from nets.ladder import BottomUp, Pass, TopDown, sizes
 from text import encoders
 from text.cond import Cond
-from vae import likelihoods
-from vae.likelihoods import Likelihood
+from vae.network import Networks
 
 Maps = tuple[Float[Array, "b _ _ _"], ...]
-Vec = Float[Array, "b e"] | None
 
 
 class Net(nn.Module):
@@ -61,20 +57,8 @@ class Net(nn.Module):
     return self.down(eps, drawn, vec, maps)
 
 
-@dataclasses.dataclass(frozen=True)
-class Model:
-  """The networks of a config, as pure functions of their parameters.
-
-  Attributes:
-    config: the whole config; reads `vae`, `model`, `text`.
-    spec: of the pictures.
-
-  Raises:
-    UserError: settings that are unknown or do not fit the picture or one another.
-  """
-
-  config: ConfigDict
-  spec: Spec
+class Model(Networks):
+  """embed(cond), ascend(x, vec) and descend(eps, drawn, vec, maps)."""
 
   def __post_init__(self) -> None:
     widths, groups = self.config.model.widths, self.config.vae.groups
@@ -87,18 +71,13 @@ class Model:
     if sum(groups) < 1:
       raise UserError("vae.groups must have a group of latents at some resolution.")
     sizes(self.spec.shape[0], len(widths))  # refuses more than there are
-    _ = self.net
+    super().__post_init__()
 
   @property
   def blocks(self) -> tuple[int, ...]:
     """Residual blocks at each resolution on the way up."""
     own, count = self.config.model.blocks, len(self.config.model.widths)
     return (own,) * count if isinstance(own, int) else tuple(own)
-
-  @functools.cached_property
-  def likelihood(self) -> Likelihood:
-    """p(x|z)."""
-    return likelihoods.make(self.config.vae, self.spec.shape[-1])
 
   @functools.cached_property
   def net(self) -> Net:
@@ -119,14 +98,6 @@ class Model:
         model.scan,
       ),
     )
-
-  def init(self, rng: Array, batch: Batch) -> PyTree:
-    """The parameters."""
-    return self.net.init(rng, jnp.asarray(batch["x"]), batch["cond"])["params"]
-
-  def run(self, params: PyTree, part: str, *args: object) -> PyTree:
-    """embed(cond), ascend(x, vec) or descend(eps, drawn, vec, maps)."""
-    return self.net.apply({"params": params}, *args, method=part)
 
   def noise(self, keys: Key[Array, " b"]) -> tuple[Float[Array, "_ b _ _ _"], ...]:
     """eps of all groups, from each example's key."""

@@ -43,6 +43,12 @@ class Likelihood(NamedTuple):
   mean: Callable[[Raw], Image]
   sample: Callable[[Raw, Key[Array, " b"]], Image]
 
+  def log_levels(
+    self, x: Image, raw: Raw, keys: Key[Array, " b"]
+  ) -> Float[Array, " b"]:
+    """log_prob of a picture's levels; of a density at one draw of noise in them."""
+    return self.log_prob(dequantized(x, keys) if self.density else x, raw)
+
 
 def make(vae: ConfigDict, channels: int) -> Likelihood:
   """The likelihood `vae.likelihood` of pictures with so many colour channels.

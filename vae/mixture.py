@@ -31,7 +31,7 @@ from core.step import count_skipped, in_parts, keep_if, updates_done
 from text import encoders
 from text.bytes import VOCAB_SIZE
 from text.cond import Cond
-from vae import em
+from vae import checks, em
 from vae.em import Mixture, Statistics
 
 NAME = "generator"
@@ -127,10 +127,10 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     log_k = em.log_evidence(mixture, counted(cond, n, kinds)).T
     x, mean = jax.vmap(draw, (None, 0, 0))(mixture, keys, log_k)
     overall = jnp.broadcast_to(mixture.weight @ mixture.factors[..., -1], x.shape)
-    # Backwards, so that a single frame is the picture.
+    # Backwards, so that a single frame is the picture, as in `edits.film`.
     times = jnp.linspace(2.0, 0.0, config.sample.frames)[::-1, None, None]
     path = overall + jnp.minimum(times, 1) * (mean - overall)
-    path += jnp.maximum(times - 1, 0) * (x - mean)
+    path = (path + jnp.maximum(times - 1, 0) * (x - mean)).at[-1].set(x)
     images, frames = jnp.clip(x, -1, 1), jnp.clip(path, -1, 1)
     return Samples(
       images.reshape(n, *spec.shape),
@@ -149,7 +149,8 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     x = rows(batch["x"]) + BIN * spread
     return bits(em.log_conditional(state.ema[NAME], x, words))
 
-  return Family(init=init, step=step, sample=sample, evals={"loss": loss, "bpd": bpd})
+  evals = {"loss": loss, "bpd": bpd}
+  return Family(init=init, step=step, sample=sample, evals=evals)
 
 
 def draw(
@@ -175,11 +176,7 @@ def check(config: ConfigDict, spec: Spec) -> None:
   check_spec(config.family, spec, latents=False)
   if config.data.low_size:
     raise UserError("vae.mixture reads no small picture: set data.low_size to 0.")
-  if config.sample.guidance_scale != 1:
-    raise UserError(
-      "vae.mixture draws of p(x | y) itself, without guidance: set"
-      " sample.guidance_scale to 1."
-    )
+  checks.refuse_guidance(config)
   if config.optim.ema == "power":
     raise UserError(
       "vae.mixture keeps no other average than EM's: optim.ema='power' is of no use,"

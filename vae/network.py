@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from core.family import Batch, Spec
 from nets import build
 from nets.autoencoder import Decoder, Encoder
+from nets.groups import Vec
 from text import encoders
 from text.cond import Cond
 from vae import likelihoods
@@ -49,27 +50,26 @@ class Net(nn.Module):
     vec = self.embed(cond)
     return self.decode(self.encode(x, vec).mean, vec)
 
-  def embed(self, cond: Cond) -> Float[Array, "b e"] | None:
+  def embed(self, cond: Cond) -> Vec:
     """Raw condition -> the vector that both networks read; None if there is none."""
     return self.text(cond).pooled
 
   def encode(
     self,
     x: Float[Array, "b h w c"],
-    vec: Float[Array, "b e"] | None,
+    vec: Vec,
     ids: Integer[Array, " b"] | None = None,
   ) -> Posterior:
     """q(z|x, y)."""
     moments = self.encoder(x, vec, ids)
     if self.latent_dim:
       moments = self.to_vector(moments.reshape(len(x), 1, 1, -1))
-    mean, logvar = jnp.split(moments, 2, axis=-1)
-    return Posterior(mean, jnp.clip(logvar, -30, 20))
+    return Posterior.of(moments)
 
   def decode(
     self,
     z: Float[Array, "b h w c"],
-    vec: Float[Array, "b e"] | None,
+    vec: Vec,
     ids: Integer[Array, " b"] | None = None,
   ) -> Float[Array, "b h2 w2 r"]:
     """What the likelihood makes p(x|z, y) of."""
@@ -79,15 +79,15 @@ class Net(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-  """The networks of a config, as pure functions of their parameters.
+class Networks:
+  """The networks of a config, `net`, as pure functions of their parameters.
 
   Attributes:
     config: the whole config; reads `vae`, `model`, `text`.
     spec: of the pictures.
 
   Raises:
-    UserError: unknown likelihood, dtype or text encoder.
+    UserError: settings that are unknown or do not fit the picture or one another.
   """
 
   config: ConfigDict
@@ -100,6 +100,21 @@ class Model:
   def likelihood(self) -> Likelihood:
     """p(x|z)."""
     return likelihoods.make(self.config.vae, self.spec.shape[-1])
+
+  def init(self, rng: Array, batch: Batch) -> PyTree:
+    """The parameters."""
+    return self.net.init(rng, jnp.asarray(batch["x"]), batch["cond"])["params"]
+
+  def run(
+    self, params: PyTree, part: str, *args: object, dropout: Array | None = None
+  ) -> PyTree:
+    """A method of `net`, by its name."""
+    rngs = None if dropout is None else {"dropout": dropout}
+    return self.net.apply({"params": params}, *args, method=part, rngs=rngs)
+
+
+class Model(Networks):
+  """embed(cond), encode(x, vec, ids) and decode(z, vec, ids)."""
 
   @functools.cached_property
   def net(self) -> Net:
@@ -131,19 +146,8 @@ class Model:
     vector = self.config.vae.latent_dim
     return (1, 1, vector) if vector else self.net.place
 
-  def init(self, rng: Array, batch: Batch) -> PyTree:
-    """The parameters."""
-    return self.net.init(rng, jnp.asarray(batch["x"]), batch["cond"])["params"]
-
-  def run(
-    self, params: PyTree, part: str, *args: object, dropout: Array | None = None
-  ) -> PyTree:
-    """embed(cond), encode(x, vec, ids) or decode(z, vec, ids)."""
-    rngs = None if dropout is None else {"dropout": dropout}
-    return self.net.apply({"params": params}, *args, method=part, rngs=rngs)
-
   def decoded(
-    self, params: PyTree, z: Float[Array, "b ..."], vec: Float[Array, "b e"] | None
+    self, params: PyTree, z: Float[Array, "b ..."], vec: Vec
   ) -> Float[Array, "b h w c"]:
     """The expected picture, in [-1, 1]."""
     return self.likelihood.mean(self.run(params, "decode", z, vec))

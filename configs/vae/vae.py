@@ -11,10 +11,10 @@ al. 2016), `vae.free_bits` leaves each latent some bits (Kingma et al. 2016), an
 
 Variants:
   :fashion_mnist  the default, by its name: under ten minutes on two CPU cores.
-  :openmoji32     captions to 32x32 OpenMoji: ten minutes or more. A mixture of
-                  discretized logistics (`vae.likelihood=logistic_mixture`) takes a third
-                  of the bits, for a pixel is white or it is not, but then the latents
-                  say little, and the pictures are blobs.
+  :openmoji32     captions to 32x32 OpenMoji: ten minutes or more. With
+                  `vae.likelihood=logistic_mixture` (Salimans et al. 2017) a third of
+                  the bits is enough, for a pixel is white or it is not, but then the
+                  latents say little, and the pictures are blobs.
   :tiny           seconds; what tests use.
 """
 

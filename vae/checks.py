@@ -1,0 +1,32 @@
+"""Settings that a family here cannot take, each refused in one sentence."""
+
+from collections.abc import Iterable
+
+from ml_collections import ConfigDict
+
+from core.errors import UserError, unknown
+
+
+def refuse_guidance(config: ConfigDict) -> None:
+  """Raises UserError for guidance, where p(x | y) itself is drawn from."""
+  if config.sample.guidance_scale != 1:
+    raise UserError(
+      f"{config.family} draws of p(x | y) itself, without guidance: set"
+      " sample.guidance_scale to 1."
+    )
+
+
+def check_edit(config: ConfigDict, edits: Iterable[str]) -> None:
+  """Raises UserError if `sample.edit` is not among them."""
+  if config.sample.edit not in edits:
+    raise unknown("sample.edit", config.sample.edit, edits)
+
+
+def refuse(config: ConfigDict, **off: object) -> None:
+  """Raises UserError if a field of `config.vae` is not `off`: it would be ignored."""
+  for field, value in off.items():
+    if config.vae[field] != value:
+      raise UserError(
+        f"{config.family} has no use for vae.{field}={config.vae[field]!r}: set it to"
+        f" {value!r}."
+      )

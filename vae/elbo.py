@@ -1,0 +1,134 @@
+"""A family trained by the evidence lower bound: its loss, evals and settings.
+
+`vae/vae.py` and `vae/hierarchical.py` say what z is and how it is drawn; the rest is
+here.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer, Key, PyTree
+from ml_collections import ConfigDict
+
+from core.family import Batch, Codec, Family, Samples, Spec, check_spec, example_keys
+from core.step import UNTRACKED, from_loss
+from text.cond import Cond
+from vae import bounds, checks
+from vae.bounds import bits
+
+Weights = tuple[PyTree, dict[str, PyTree]]  # parameters, and what `from_loss` tracks
+
+
+class Draw(NamedTuple):
+  """Of one draw of z an example, in nats.
+
+  Attributes:
+    log_px: log p(x|z).
+    kls: KL(q(z|x) || p(z)) of each channel or group, by the names to log them under.
+    log_ratio: log p(z) - log q(z|x).
+  """
+
+  log_px: Float[Array, " b"]
+  kls: dict[str, Float[Array, "b _"]]
+  log_ratio: Float[Array, " b"]
+
+  def kl(self) -> Float[Array, " b"]:
+    """Of all latents."""
+    return sum(part.sum(1) for part in self.kls.values())
+
+
+Seen = Callable[[Key[Array, " b"]], Draw]  # keys, one an example -> a draw of z
+
+
+def family(
+  config: ConfigDict,
+  spec: Spec,
+  *,
+  init: Callable[[Array, Batch], PyTree],
+  see: Callable[..., Seen],
+  sample: Callable[[Weights, Array, Cond, int], Samples],
+  edits: Mapping[str, Callable[..., Samples]],
+  codecs: Mapping[str, Codec] = {},
+) -> Family:
+  """The family whose q(z|x, y) and p(x|z, y) are given.
+
+  The loss is `bounds.loss` in bits a dimension, with `vae.beta`, `vae.warmup_steps` and
+  `vae.free_bits` of each channel or group of each example. The condition is dropped at
+  times (`text.drop`), so that the network knows p(x) too.
+
+  Evals: kl, reconstruction and their sum bpd, minus the ELBO in bits a dimension; on
+  request bpd_iwae, the tighter bound of `vae.iwae_samples` draws.
+
+  Args:
+    config: the whole config.
+    spec: of the pictures.
+    init: (rng, batch) -> parameters.
+    see: (params, batch, cond, dropout=None) -> `Seen`, where a key is for dropout.
+    sample: as `from_loss` takes it.
+    edits: likewise.
+    codecs: likewise.
+
+  Raises:
+    UserError: tokens or latents, guidance, or an edit that does not exist.
+  """
+  check_spec(config.family, spec, latents=False)
+  checks.refuse_guidance(config)
+  checks.check_edit(config, edits)
+  vae, dims = config.vae, math.prod(spec.shape)
+
+  def loss(weights: Weights, batch: Batch, rng: Array) -> tuple:
+    (params, tracked), cond = weights, batch["cond"]
+    keys = jax.vmap(jax.random.split)(example_keys(rng, batch["_id"]))
+    if config.text.drop > 0:
+      cond = cond.drop(keys[:, 1], config.text.drop)
+    draw = see(params, batch, cond, rng)(keys[:, 0])
+    beta = bounds.warmed(vae.beta, tracked["updates"], vae.warmup_steps)
+    kls = jnp.concatenate(list(draw.kls.values()), axis=1)
+    nats = bounds.loss(draw.log_px, kls, beta, vae.free_bits * math.log(2))
+    metrics = {name: bits(part.sum(1), dims) for name, part in draw.kls.items()}
+    metrics["kl"] = sum(metrics.values())
+    metrics["reconstruction"] = bits(-draw.log_px, dims)
+    return bits(nats, dims), metrics, {}
+
+  def draws(
+    weights: Weights, batch: Batch, rng: Array
+  ) -> Callable[[Integer[Array, ""]], Draw]:
+    """i -> draw i of z."""
+    seen = see(weights[0], batch, batch["cond"])
+    keys = example_keys(rng, batch["_id"])
+    return lambda i: seen(jax.vmap(jax.random.fold_in, (0, None))(keys, i))
+
+  def kl(*args: PyTree) -> Float[Array, " b"]:
+    return bits(draws(*args)(jnp.asarray(0)).kl(), dims)
+
+  def reconstruction(*args: PyTree) -> Float[Array, " b"]:
+    return bits(-draws(*args)(jnp.asarray(0)).log_px, dims)
+
+  def bpd_iwae(*args: PyTree) -> Float[Array, " b"]:
+    drawn = draws(*args)
+
+    def log_weight(i: Integer[Array, ""]) -> Float[Array, " b"]:
+      draw = drawn(i)
+      return draw.log_px + draw.log_ratio
+
+    return bits(-bounds.iwae(log_weight, vae.iwae_samples), dims)
+
+  return from_loss(
+    config,
+    init=init,
+    loss=loss,
+    sample=sample,
+    evals={
+      "bpd": lambda *args: kl(*args) + reconstruction(*args),
+      "kl": kl,
+      "reconstruction": reconstruction,
+      "bpd_iwae": bpd_iwae,
+    },
+    on_request=("bpd_iwae",),
+    edits=edits,
+    codecs=codecs,
+    tracked=UNTRACKED,
+  )
