@@ -85,6 +85,7 @@ class Family(NamedTuple):
   on_request: names of evals that are not taken unless asked for.
   edits: name -> ((state, rng, cond, given) -> Samples), e.g. inpainting.
   codecs: name -> Codec; 'latents' are real-valued, 'tokens' whole numbers.
+  averages: whether `State.ema` averages the weights as `config.optim` says.
   """
 
   init: Callable[[Array, Batch], State]
@@ -94,6 +95,7 @@ class Family(NamedTuple):
   on_request: tuple[str, ...] = ()
   edits: Mapping[str, Callable[[State, Array, Any, Given], Samples]] = {}
   codecs: Mapping[str, Codec] = {}
+  averages: bool = True
 
 
 def make(config: ConfigDict, spec: Spec, **parts: Any) -> Family:

@@ -105,7 +105,7 @@ class Scorer:
     own = [name for name in metrics if name in family.evals]
     drawn = [name for name in metrics if name in scores.METRICS and name not in own]
     coded = [name for name in metrics if name not in (*own, *drawn)]
-    self._config, self._workdir = config, workdir
+    self._config, self._workdir, self._averages = config, workdir, family.averages
     self._means = Means(config, family, run, own) if own else None
     self._drawn = (
       SampleScores(config, family, run, workdir, drawn, load) if drawn else None
@@ -140,6 +140,8 @@ class Scorer:
       records += self._drawn(state)
     if self._coded:
       records += self._coded(state)
+    if not self._averages:
+      records = [{k: v for k, v in r.items() if k != "ema"} for r in records]
     if jax.process_index() == 0:
       with explained(self._workdir), (self._workdir / "scores.jsonl").open("a") as file:
         file.writelines(f"{json.dumps(finite(r))}\n" for r in records)

@@ -129,9 +129,11 @@ SPLITS = {
 }
 
 
-def scorer(config: ConfigDict, folder: Path, *metrics: str) -> evaluate.Scorer:
+def scorer(
+  config: ConfigDict, folder: Path, *metrics: str, family: Family = FAMILY
+) -> evaluate.Scorer:
   load = SPLITS.__getitem__
-  return evaluate.Scorer(config, FAMILY, devices(1), folder, metrics, load)
+  return evaluate.Scorer(config, family, devices(1), folder, metrics, load)
 
 
 def test_records_tell_where_a_number_comes_from(
@@ -157,6 +159,18 @@ def test_records_tell_where_a_number_comes_from(
   with np.load(tmp_path / "samples" / "memorisation.npz") as saved:
     assert saved["samples"].shape == (30, 3)
     assert saved["held_out"].shape == (40,)
+
+
+def test_a_family_that_keeps_no_average_of_its_weights_names_none(
+  config: ConfigDict, tmp_path: Path
+) -> None:
+  config.data.eval_split, config.data.languages = "test", ("en",)
+  evals = {"loss": lambda state, batch, rng: jnp.ones(len(batch["x"]))}
+  for averages in (True, False):
+    family = FAMILY._replace(evals=evals, averages=averages)
+    found = scorer(config, tmp_path, "loss", "fd", family=family)(state())["scores"]
+    assert [record["metric"] for record in found] == ["loss", "FD-StandIn"]
+    assert ["ema" in record for record in found] == [averages] * 2
 
 
 def test_memorisation_is_measured_against_the_training_split(

@@ -150,7 +150,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     return bits(em.log_conditional(state.ema[NAME], x, words))
 
   evals = {"loss": loss, "bpd": bpd}
-  return Family(init=init, step=step, sample=sample, evals=evals)
+  return Family(init=init, step=step, sample=sample, evals=evals, averages=False)
 
 
 def draw(
