@@ -6,7 +6,6 @@ arXiv:2102.12092) and of FSQ (Mentzer et al. 2023, arXiv:2309.15505): one loss, 
 bottleneck between encoder and decoder is `vae.bottleneck`.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -110,10 +109,8 @@ def make(
     found = raw
     if settings.loss == "laplace":
       found = laplace.mean(raw)
-      noisy = likelihoods.dequantized(
-        x, jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
-      )
-      reconstruction = -laplace.log_prob(noisy, raw) / dims
+      noise = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+      reconstruction = -laplace.log_levels(x, raw, noise) / dims
     else:
       power = {"l1": 1, "l2": 2}[settings.loss]
       reconstruction = jnp.mean(jnp.abs(x - raw) ** power, axis=(1, 2, 3))
@@ -195,12 +192,12 @@ def make(
     return edits.film(picture, config.sample.frames)
 
   def sample(weights: PyTree, rng: Array, cond: Any, n: int) -> Samples:
-    draw = functools.partial(jax.random.normal, shape=form.spec.shape)
+    shape, draw = form.spec.shape, jax.random.normal
     if form.spec.vocab_size:
       logits = statistics.log_frequencies(weights[1]["seen"][own])
-      draw = lambda key: jax.random.categorical(key, logits, shape=form.spec.shape)  # noqa: E731
-    code = jax.vmap(draw)(sample_keys(rng, n)).astype(form.spec.dtype)
-    return formed(own, weights, code, cond)
+      draw = lambda key, shape: jax.random.categorical(key, logits, shape=shape)  # noqa: E731
+    code = jax.vmap(lambda key: draw(key, shape))(sample_keys(rng, n))
+    return formed(own, weights, code.astype(form.spec.dtype), cond)
 
   offered = edits.of_codecs(codecs, formed)
   checks.check_edit(config, offered)

@@ -52,9 +52,9 @@ def interpolate(encode: Encode, form: Form) -> Edit:
 def of_codecs(
   codecs: Mapping[str, Codec], form: Callable[..., Samples]
 ) -> dict[str, Edit]:
-  """`reconstruct`, by tokens if there are any, and with latents `interpolate`.
+  """`reconstruct` by the last of them, and with latents `interpolate`.
 
-  form: (name of the codec, *those of `Form`) -> Samples.
+  form: (name of the codec, *what a `Form` takes) -> Samples.
   """
 
   def encode(name: str, weights: PyTree, cond: Any, images: Array) -> Array:
@@ -63,9 +63,7 @@ def of_codecs(
   def edit(kind: Callable[[Encode, Form], Edit], name: str) -> Edit:
     return kind(functools.partial(encode, name), functools.partial(form, name))
 
-  found = {
-    "reconstruct": edit(reconstruct, "tokens" if "tokens" in codecs else "latents")
-  }
-  return found | (
-    {"interpolate": edit(interpolate, "latents")} if "latents" in codecs else {}
-  )
+  found = {"reconstruct": edit(reconstruct, list(codecs)[-1])}
+  if "latents" in codecs:
+    found["interpolate"] = edit(interpolate, "latents")
+  return found

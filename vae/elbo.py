@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 from ml_collections import ConfigDict
 
 from core.family import Batch, Codec, Family, Samples, Spec, check_spec, example_keys
@@ -38,6 +38,10 @@ class Draw(NamedTuple):
   def kl(self) -> Float[Array, " b"]:
     """Of all latents."""
     return sum(part.sum(1) for part in self.kls.values())
+
+  def log_weight(self) -> Float[Array, " b"]:
+    """log p(x, z) - log q(z|x)."""
+    return self.log_px + self.log_ratio
 
 
 Seen = Callable[[Key[Array, " b"]], Draw]  # keys, one an example -> a draw of z
@@ -93,28 +97,21 @@ def family(
     metrics["reconstruction"] = bits(-draw.log_px, dims)
     return bits(nats, dims), metrics, {}
 
-  def draws(
-    weights: Weights, batch: Batch, rng: Array
-  ) -> Callable[[Integer[Array, ""]], Draw]:
+  def draws(weights: Weights, batch: Batch, rng: Array) -> Callable[..., Draw]:
     """i -> draw i of z."""
     seen = see(weights[0], batch, batch["cond"])
     keys = example_keys(rng, batch["_id"])
     return lambda i: seen(jax.vmap(jax.random.fold_in, (0, None))(keys, i))
 
-  def kl(*args: PyTree) -> Float[Array, " b"]:
-    return bits(draws(*args)(jnp.asarray(0)).kl(), dims)
+  def scored(of: Callable[..., Float[Array, " b"]]) -> Callable[..., Array]:
+    """(i -> draw i) -> nats; as an eval in bits a dimension."""
+    return lambda *args: bits(of(draws(*args)), dims)
 
-  def reconstruction(*args: PyTree) -> Float[Array, " b"]:
-    return bits(-draws(*args)(jnp.asarray(0)).log_px, dims)
+  kl = scored(lambda drawn: drawn(0).kl())
+  reconstruction = scored(lambda drawn: -drawn(0).log_px)
 
-  def bpd_iwae(*args: PyTree) -> Float[Array, " b"]:
-    drawn = draws(*args)
-
-    def log_weight(i: Integer[Array, ""]) -> Float[Array, " b"]:
-      draw = drawn(i)
-      return draw.log_px + draw.log_ratio
-
-    return bits(-bounds.iwae(log_weight, vae.iwae_samples), dims)
+  def iwae(drawn: Callable[..., Draw]) -> Float[Array, " b"]:
+    return -bounds.iwae(lambda i: drawn(i).log_weight(), vae.iwae_samples)
 
   return from_loss(
     config,
@@ -125,7 +122,7 @@ def family(
       "bpd": lambda *args: kl(*args) + reconstruction(*args),
       "kl": kl,
       "reconstruction": reconstruction,
-      "bpd_iwae": bpd_iwae,
+      "bpd_iwae": scored(iwae),
     },
     on_request=("bpd_iwae",),
     edits=edits,
