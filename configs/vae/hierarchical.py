@@ -8,7 +8,7 @@ early; NVAE (Vahdat & Kautz 2020) has 2.91. Differences: log sigma is kept withi
 a step is skipped only if it is not finite, not also if its gradient is large.
 
 Variants:
-  :fashion_mnist  class to image, 28x28 grey.
+  :fashion_mnist  class to 32x32 grey pictures.
   :openmoji32     captions to 32x32 OpenMoji.
   :tiny           seconds; what tests use.
 """
@@ -40,7 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
       pass
     case "fashion_mnist":
       small(c)
-      c.data.name, c.data.channels, c.data.size = "fashion_mnist", 1, 28
+      c.data.name, c.data.channels = "fashion_mnist", 1
       c.text.encoder, c.text.classes = "label", 10
     case "openmoji32":
       openmoji32(c)
@@ -56,9 +56,9 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def small(c: ConfigDict) -> None:
   """A small network and a short training, for CPUs."""
-  c.vae.latent_channels, c.vae.groups = 8, (1, 1, 2, 1)
+  c.vae.latent_channels, c.vae.groups = 8, (1, 1, 2, 2, 1)
   c.vae.components, c.vae.warmup_steps = 5, 200
-  c.model.widths, c.model.blocks = (16, 32, 64, 64), 1
+  c.model.widths, c.model.blocks = (16, 32, 64, 64, 64), 1
   c.model.scan = False
   c.data.batch_size = 32
   c.optim.learning_rate, c.optim.schedule = 2e-3, "cosine"
@@ -75,6 +75,4 @@ def openmoji32(c: ConfigDict) -> None:
   small(c)
   c.data.name, c.data.languages = "openmoji", ("en", "zh", "ja")
   c.text.encoder, c.text.max_tokens = "bytes", 48
-  c.vae.groups = (1, 1, 2, 2, 1)
-  c.model.widths = (16, 32, 64, 64, 64)
   c.sample.num_images = 32
