@@ -141,12 +141,13 @@ def preview(
 ) -> Callable[[State], dict[str, float]]:
   """A training hook that writes a grid, always of the same noise and prompts.
 
-  A row a prompt; a square if there is but one.
+  A row a prompt; a square if all have one picture, or one has all.
   """
 
   def run(state: State) -> dict[str, float]:
     images = sampler(state).images
-    columns = len(images) // prompts if prompts > 1 else math.isqrt(len(images))
+    alone = prompts in (1, len(images))
+    columns = math.isqrt(len(images)) if alone else len(images) // prompts
     if jax.process_index() == 0:
       file = folder / f"step_{int(state.step):07d}.png"
       pictures.save(pictures.grid(images, columns), file)
