@@ -32,9 +32,10 @@ def get_config(variant: str = "") -> ConfigDict:
       c.optim.weight_decay, c.optim.schedule = 1e-4, "cosine"
       c.optim.ema, c.optim.ema_decay = "constant", 0.999
     case "openmoji32" | "fashion_mnist":
-      # A short run: less pressure towards even use of the codes, a quicker anneal.
-      c.vae.codes, c.vae.beta, c.vae.warmup_steps = 256, 1.0, 200
-      c.vae.temperature_steps = 800
+      # A short run: a quicker anneal, and pressure towards even use of the codes from
+      # the start, for what nothing chooses in the first updates stays unused.
+      c.vae.codes, c.vae.beta, c.vae.warmup_steps = 256, 3.0, 0
+      c.vae.temperature_steps = 3 * c.train.steps // 4
     case "tiny":
       base.tiny(c)
   return c
