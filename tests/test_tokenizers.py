@@ -126,6 +126,32 @@ def test_the_loss_by_hand():
   np.testing.assert_allclose(logged["loss"], loss.mean(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["vq", "dvae"])
+def test_codes_come_to_tell_pictures_apart(kind):
+  """Black, white and halves of both: what is decoded from the tokens is like them."""
+  config = tiny(kind, loss="l1", beta=0.0, temperature_steps=30)
+  config.optim.learning_rate, config.optim.ema_decay, config.train.steps = 3e-3, 0.9, 80
+  family = autoencoder.make(config, Spec((8, 8, 3)))
+  batch = random_batch(config)
+  halves = np.where(np.arange(8) < 4, 1.0, -1.0)[None, :, None, None]
+  halves = np.concatenate(
+    [halves, -halves, np.ones_like(halves), -np.ones_like(halves)]
+  )
+  batch["x"] = np.broadcast_to(np.tile(halves, (2, 1, 1, 1)), (8, 8, 8, 3)).astype("f4")
+  state, step = jax.jit(family.init)(KEY, batch), jax.jit(family.step)
+
+  @jax.jit
+  def error(state):
+    codec = family.codecs["tokens"]
+    tokens = codec.encode(state, jnp.asarray(batch["x"]))
+    return jnp.mean(jnp.abs(codec.decode(state, tokens) - batch["x"]))
+
+  before = error(state)
+  for i in range(config.train.steps):
+    state, _ = step(state, batch, jax.random.fold_in(KEY, i))
+  assert error(state) < 0.2 < 0.5 < before
+
+
 def test_gumbel_anneals_and_warms_up():
   config = tiny("dvae", beta=2.0, warmup_steps=4, temperature_steps=10)
   bottleneck = bottlenecks.gumbel(config.vae, dims=5)
