@@ -56,6 +56,7 @@ RANGES = {
   "vae.codes": Range(2),
   "vae.quantizers": COUNT,
   "vae.commitment": NATURAL,
+  "vae.evenness": NATURAL,
   "vae.codebook_decay": DECAY,
   "vae.revive_below": NATURAL,
   "vae.temperature_start": POSITIVE,

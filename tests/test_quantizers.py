@@ -96,3 +96,26 @@ def test_fsq_by_hand():
 def test_levels_that_are_refused(levels):
   with pytest.raises(UserError, match="vae.levels"):
     quantizers.check_levels(levels)
+
+
+def test_pressure_towards_even_use_has_the_gradient_of_the_entropy():
+  levels = (3, 4)
+  h = jax.random.normal(jax.random.key(0), (5, 2, 2, 2))
+  # Every code by its number, and the chance of each, by hand.
+  codes = np.array([(i % 3 - 1, i // 3 - 2) for i in range(12)])
+
+  def chances(h):
+    off = quantizers.bound(h, levels)[..., None, :] - codes
+    return jax.nn.softmax(-jnp.sum(off**2, axis=-1) / quantizers.SOFT)
+
+  def entropy(h):
+    return jnp.sum(jax.scipy.special.entr(chances(h).reshape(-1, 12).mean(0)))
+
+  shares = chances(h).reshape(-1, 12).mean(0)
+  found = quantizers.log_share(h, shares, levels)
+  np.testing.assert_allclose(found, chances(h) @ jnp.log(shares), rtol=1e-5)
+  pressed = jax.grad(lambda h: quantizers.log_share(h, shares, levels).mean())(h)
+  np.testing.assert_allclose(pressed, -jax.grad(entropy)(h), rtol=1e-4, atol=1e-7)
+  # The numbers of the codes are those of `to_index`.
+  z = quantizers.from_index(jnp.arange(12), levels) * quantizers.half_width(levels)
+  np.testing.assert_array_equal(z, codes)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree, UInt32
 from ml_collections import ConfigDict
 
 from core.errors import unknown
-from vae import bounds, codebook, quantizers
+from vae import bounds, codebook, quantizers, statistics
 from vae.bounds import Posterior
 
 KINDS = ("kl", "vq", "gumbel", "fsq")
@@ -189,7 +189,10 @@ def gumbel(vae: ConfigDict, dims: int) -> Bottleneck:
 def finite_scalar(vae: ConfigDict) -> Bottleneck:
   """Each channel of z takes one of a few levels, a code is one of their combinations.
 
-  Mentzer et al. 2023 (arXiv:2309.15505): no codebook, so nothing to collapse.
+  Mentzer et al. 2023 (arXiv:2309.15505): no codebook, so nothing to collapse. Yet a
+  short training on simple pictures leaves channels alike, and many combinations unused:
+  against that the penalty is `vae.evenness` times the mean of `quantizers.log_share`
+  over the places, with the codes' shares averaged over updates.
   """
   levels = tuple(vae.levels)
   codes, channels = quantizers.check_levels(levels), len(levels)
@@ -197,8 +200,23 @@ def finite_scalar(vae: ConfigDict) -> Bottleneck:
   def z_of(h: Array) -> Array:
     return quantizers.finite_scalar(h, levels)
 
+  def init(key: Array, h: Array) -> PyTree:
+    return {"shares": jnp.full(codes, 1 / codes)} if vae.evenness else {}
+
   def train(h: Array, tracked: PyTree, rows: Rows) -> Passed:
-    return Passed(z_of(h), jnp.zeros(len(h)), {}, {})
+    z = z_of(h)
+    if not vae.evenness:
+      return Passed(z, jnp.zeros(len(h)), {}, {})
+    share = jnp.mean(quantizers.log_share(h, tracked["shares"], levels), axis=(1, 2))
+    tokens = quantizers.to_index(jax.lax.stop_gradient(z), levels)[..., None]
+    sums = statistics.counts(tokens, rows.mask, codes)[0]
+    return Passed(z, vae.evenness * share, {"log_share": share}, sums)
+
+  def update(tracked: PyTree, sums: PyTree, key: Array) -> PyTree:
+    if not vae.evenness:
+      return tracked
+    new = sums / jnp.maximum(jnp.sum(sums), 1.0)
+    return {"shares": 0.9 * tracked["shares"] + 0.1 * new}
 
   forms = {
     "latents": Code(channels, 0, lambda h, tracked: h, lambda h, tracked: z_of(h)),
@@ -209,4 +227,4 @@ def finite_scalar(vae: ConfigDict) -> Bottleneck:
       lambda tokens, tracked: quantizers.from_index(tokens[..., 0], levels),
     ),
   }
-  return Bottleneck(channels, channels, train, forms)
+  return Bottleneck(channels, channels, train, forms, init, update)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 from core.errors import UserError
 
 MARGIN = 1e-3  # by which the bounded values stay short of a level too many
+SOFT = 0.5  # squared distance, in levels, at which another code is e times less likely
 
 
 def relaxed(
@@ -97,6 +98,26 @@ def finite_scalar(
   bounded = bound(h, levels)
   off = bounded - jax.lax.stop_gradient(bounded)  # 0, with the gradient
   return (jnp.round(jax.lax.stop_gradient(bounded)) + off) / half_width(levels)
+
+
+def log_share(
+  h: Float[Array, "*p c"], shares: Float[Array, " k"], levels: tuple[int, ...]
+) -> Float[Array, "*p"]:
+  """sum_k q(k|h) log share_k, q(k|h) prop. to exp(-|bound(h) - number of k|^2 / SOFT).
+
+  Where the shares are the means of q, the gradient in h of its mean is that of
+  sum_k E[q_k] log E[q_k], minus the entropy of the use of the codes: the second term of
+  the penalty of lookup-free quantization (Yu et al. 2024, arXiv:2310.05737, eq. 5).
+  Shares are counted as 1e-3 of even use at least.
+  """
+  bounded = bound(h, levels)
+  value = jnp.log(jnp.maximum(shares, 1e-3 / shares.size))
+  for i, count in enumerate(levels):
+    numbers = jnp.arange(count) - count // 2
+    q = jax.nn.softmax(-((bounded[..., i, None] - numbers) ** 2) / SOFT)
+    value = value.reshape(*value.shape[:-1], -1, count)
+    value = jnp.einsum("...kl,...l->...k", value, q)
+  return value[..., 0]
 
 
 def to_index(z: Float[Array, "*p c"], levels: tuple[int, ...]) -> Int[Array, "*p"]:
