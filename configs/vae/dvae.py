@@ -9,7 +9,7 @@ and pixels get the uniform noise that makes the density a bound.
 
 Variants:
   :openmoji32     32x32 OpenMoji to 8x8 of 256 codes: twelve minutes on one CPU core.
-  :fashion_mnist  32x32 Fashion-MNIST to 8x8 of 256 codes: seven minutes.
+  :fashion_mnist  32x32 Fashion-MNIST to 8x8 of 256 codes: five minutes.
   :tiny           seconds; what tests use.
 """
 
