@@ -43,6 +43,7 @@ def train(config: ConfigDict, path: str) -> None:
   scorer = Scorer(config, family, run, Path(path), metrics, load)
   workdir = open_workdir(path, config)
   build.pin(config, workdir)
+  build.encode_splits(config, load)
   grid = sample.preview(sampler, len(prompts), workdir / "samples")
   hooks = [
     # Before what may fail: a checkpoint of a step must not be without its snapshot.
@@ -80,9 +81,7 @@ def score(config: ConfigDict, path: str) -> None:
 def prepare(config: ConfigDict, path: str) -> None:
   """Builds the data set, and its latents, ahead of time; needs no workdir."""
   source.prepare(config.data)
-  if config.data.codec:
-    for split in dict.fromkeys((config.data.train_split, config.data.eval_split)):
-      build.encoded(config, source.load(config.data, split), split)
+  build.encode_splits(config, functools.partial(source.load, config.data))
 
 
 MODES = {"train": train, "sample": draw, "eval": score, "prepare": prepare}

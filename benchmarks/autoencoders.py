@@ -2,9 +2,10 @@
 
     python benchmarks/autoencoders.py OUT RUN...
 
-Each RUN is a workdir that `--mode=eval` has scored. Prints a table of all and makes
-OUT.png, a row of held-out pictures and then a row of what each RUN makes of them, and
-OUT_samples.png, a row of what each RUN draws itself.
+Each RUN is a workdir that `--mode=eval` has scored, all of one data set. Prints a table
+of all and makes OUT.png, a row of held-out pictures and then a row of what each RUN
+makes of them, and OUT_samples.png, a row of what each RUN draws itself. A row is blank
+where a RUN has none.
 """
 
 import json
@@ -37,28 +38,29 @@ SHOWN = 16  # pictures a row
 
 def main(out: Path, *runs: Path) -> None:
   """Reads the runs, writes the files."""
+  config = ConfigDict(json.loads((runs[0] / "config.json").read_text()))
+  side, channels = config.data.size, config.data.channels
+  blank = np.full((SHOWN, side, side, channels), 255, np.uint8)
   lines, rows, drawn = [["run", *COLUMNS], ["---"] * (1 + len(COLUMNS))], [], []
   for run in runs:
     found = json.loads((run / "eval.json").read_text())["scores"]
     lines.append([run.name, *(value(found, start) for start in COLUMNS.values())])
     for name, shown in (("reconstructed", rows), ("eval", drawn)):
       file = run / "samples" / f"{name}.npz"
-      if file.exists():
-        shown.append(arrays.read(file, "images")["images"][:SHOWN])
+      made = arrays.read(file, "images")["images"] if file.exists() else blank
+      shown.append(made[:SHOWN])
   for line in lines:
     print(f"| {' | '.join(line)} |")
-  config = ConfigDict(json.loads((runs[0] / "config.json").read_text()))
   held_out = source.load(config.data, config.data.eval_split)
   rows.insert(0, np.stack([held_out.image(i) for i in range(SHOWN)]))
   sheet(rows).save(out.with_suffix(".png"))
-  if drawn:
-    sheet(drawn).save(out.with_name(f"{out.name}_samples.png"))
+  sheet(drawn).save(out.with_name(f"{out.name}_samples.png"))
 
 
 def value(records: list[dict], start: str) -> str:
   """The metric whose name begins so, or a dash."""
   for record in records:
-    if record["metric"].startswith(start):
+    if record["metric"].startswith(start) and record["metric"] != "bpd_iwae":
       return f"{record['value']:.3g}"
   return "–"
 
@@ -69,4 +71,6 @@ def sheet(rows: list[np.ndarray]) -> Image.Image:
 
 
 if __name__ == "__main__":
+  if len(sys.argv) < 3:
+    sys.exit(__doc__)
   main(*map(Path, sys.argv[1:]))

@@ -61,7 +61,7 @@ RANGES = {
   "vae.revive_below": NATURAL,
   "vae.temperature_start": POSITIVE,
   "vae.temperature_end": POSITIVE,
-  "vae.temperature_steps": COUNT,
+  "vae.temperature_steps": NATURAL,
   "vae.levels": Range(2),
   "mixture.components": COUNT,
   "mixture.rank": NATURAL,

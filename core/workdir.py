@@ -118,9 +118,11 @@ def check_same(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> None:
     if old.get(key) != new.get(key) and (key in bound or not key.startswith(FREE))
   ]
   if changed:
+    ends = any(field.startswith("train.steps:") for field in changed)
+    why = " (its learning rate falls to 0 where it was to end)" if ends else ""
     raise UserError(
       f"{workdir} holds a run of another config ({'; '.join(changed)}); give that"
-      " config, or another --workdir."
+      f" config{why}, or another --workdir."
     )
 
 

@@ -32,7 +32,7 @@ def usual(family: Family) -> tuple[str, ...]:
   """What can be had of a family's reconstructions."""
   if "tokens" in family.codecs:
     return METRICS
-  return METRICS[:-1] if family.codecs or "reconstruct" in family.edits else ()
+  return METRICS[:-1] if "reconstruct" in family.edits else ()
 
 
 def reconstructor(
@@ -40,16 +40,14 @@ def reconstructor(
 ) -> Callable[[State, Array, Array, Cond], tuple[Array, Array]]:
   """(state, pictures, ids, cond) -> the reconstructions, and their tokens if any.
 
-  Through tokens if the family has them, else latents, else by its edit, under the
-  pictures' own conditions.
+  Through tokens if the family has them, else by its edit, under the pictures' own
+  conditions.
   """
-  name = "tokens" if "tokens" in family.codecs else "latents"
 
   def compute(state: State, x: Array, ids: Array, cond: Cond) -> tuple[Array, Array]:
-    if name in family.codecs:
-      code = family.codecs[name].encode(state, x)
-      made = family.codecs[name].decode(state, code)
-      return made, code if name == "tokens" else jnp.zeros((len(x), 0))
+    if tokens := family.codecs.get("tokens"):
+      code = tokens.encode(state, x)
+      return tokens.decode(state, code), code
     given = Given(x, jnp.ones((*x.shape[:3], 1)))
     keys = example_keys(jax.random.key(config.seed), ids)
     edited = family.edits["reconstruct"](state, keys, cond, given)
@@ -66,14 +64,14 @@ class ReconstructionScores:
 
   Args:
     config: reads `eval` and `data`.
-    family: with a codec, or an edit called reconstruct.
+    family: with tokens, or an edit called reconstruct.
     run: the devices.
     workdir: of the run.
     metrics: names among METRICS.
     held_out: the pictures; the first `eval.num_images` count.
 
   Raises:
-    UserError: a family without codec or tokens; unknown net; missing weights.
+    UserError: a family without the one or the other; unknown net; missing weights.
   """
 
   def __init__(
@@ -88,7 +86,7 @@ class ReconstructionScores:
     for metric in metrics:
       if metric not in usual(family):
         raise UserError(
-          f"metric {metric!r} is of {'tokens' if family.codecs else 'autoencoders'},"
+          f"metric {metric!r} is of {'tokens' if usual(family) else 'autoencoders'},"
           f" and {config.family} has none; leave it out."
         )
     self._config, self._metrics, self._run = config, tuple(metrics), run
@@ -139,14 +137,14 @@ class ReconstructionScores:
     rows = size // jax.process_count()
     own = rows * jax.process_index()
     made, codes = [], []
-    languages, labelled = tuple(self._config.data.languages), self._config.text.encoder
+    languages, encoder = tuple(self._config.data.languages), self._config.text.encoder
     for first in range(0, self._count, size):
       ids = (first + own + np.arange(rows)) % total
       x = pictures.from_uint8([self._data.image(i) for i in ids.tolist()])
       cond = build.conditions(
         self._config,
         [choose(self._data.captions(i), languages, i, 0) for i in ids.tolist()],
-        [self._data.label(i) if labelled == "label" else 0 for i in ids.tolist()],
+        [self._data.label(i) if encoder == "label" else 0 for i in ids.tolist()],
       )
       batch = self._run.put((x, ids.astype(np.uint32), cond))
       out, code = jax.device_get(self._fn(state, *batch))

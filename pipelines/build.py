@@ -86,7 +86,9 @@ def _codec(text: str) -> codecs.Opened:
     kept = {k: v for k, v in extra["tracked"].items() if k != "perceptual"}
     extra["tracked"] = kept
   state = state.replace(params={}, opt={}, extra=extra)
-  leaves = jax.device_get(jax.tree.leaves((state.ema, extra.get("tracked"))))
+  # A host may hold no more than its part of them.
+  whole = run.run(lambda leaves: leaves)
+  leaves = jax.device_get(whole(jax.tree.leaves((state.ema, extra.get("tracked")))))
   key = hashlib.sha256(b"".join(np.asarray(a).tobytes() for a in leaves)).hexdigest()
   return codecs.Opened(codecs.of_family(config, generator), state, key)
 
@@ -238,6 +240,18 @@ def train_stream(
     )
 
   return batches
+
+
+def encode_splits(config: ConfigDict, load: Callable[[str], Dataset]) -> None:
+  """Encodes what training and evaluation read, where a codec is asked for.
+
+  Raises:
+    UserError: as `codecs.spec`, `codec` and `codecs.dataset`.
+  """
+  codecs.spec(config)
+  if config.data.codec:
+    for split in dict.fromkeys((config.data.train_split, config.data.eval_split)):
+      encoded(config, load(split), split)
 
 
 def encoded(config: ConfigDict, dataset: Dataset, split: str) -> Dataset:

@@ -63,6 +63,11 @@ def of_family(config: ConfigDict, family: Family) -> Codec:
     raise UserError(
       f"the run in data.codec={workdir} is no autoencoder; give the --workdir of one."
     )
+  if name == "tokens" and name not in family.codecs:
+    raise UserError(
+      f"the autoencoder in data.codec={workdir} has no tokens: set data.latents to"
+      " 'latents', or train one with codes, such as configs/vae/vq.py."
+    )
   if name not in family.codecs:
     raise unknown("data.latents", name, family.codecs)
   return family.codecs[name]
@@ -172,10 +177,11 @@ def loaded(file: Path) -> np.ndarray:
   """
   try:
     return np.load(file, mmap_mode="r")
+  except FileNotFoundError as error:
+    raise UserError(f"{file} is missing on this host; all must see it.") from error
   except (OSError, ValueError, EOFError) as error:
     raise UserError(
-      f"{file} can't be read ({error}); delete it, and it will be made again. All hosts"
-      " must see it."
+      f"{file} is damaged; delete it, and it will be made again."
     ) from error
 
 

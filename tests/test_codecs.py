@@ -161,7 +161,7 @@ def test_the_weights_of_the_codec_are_pinned(place, tmp_path):
 
 
 def test_damaged_latents_are_refused(place, tmp_path):
-  with pytest.raises(UserError, match="delete it, and it will be made again"):
+  with pytest.raises(UserError, match="is missing on this host; all must see it"):
     codecs.loaded(tmp_path / "000000.npy")
   (tmp_path / "000000.npy").write_bytes(b"\x93NUMPY")
   with pytest.raises(UserError, match="delete it, and it will be made again"):

@@ -7,7 +7,7 @@ import pytest
 from configs import base
 from core import parallel
 from core.errors import UserError
-from core.family import Codec, Family, Spec, State
+from core.family import Codec, Family, Samples, Spec, State
 from data.dataset import Dataset, Example
 from eval import reconstructed
 from eval.reconstructed import ReconstructionScores
@@ -15,41 +15,43 @@ from eval.reconstructed import ReconstructionScores
 STEP = 8 / 255  # by which the codec below darkens
 
 
-def family(vocab_size: int = 0) -> Family:
-  """Its codec darkens by 4 levels, or gives each quarter of the picture one token."""
+def family(vocab_size: int = 0, darker: float = STEP) -> Family:
+  """Darkens where label is 3, or gives each quarter of the picture one token."""
 
   def encode(state, x):
-    if vocab_size:
-      return jnp.broadcast_to(jnp.arange(4), (len(x), 4)).reshape(-1, 2, 2, 1)
-    return x
+    return jnp.broadcast_to(jnp.arange(4), (len(x), 4)).reshape(-1, 2, 2, 1)
 
   def decode(state, code):
-    if vocab_size:
-      return jnp.broadcast_to(code[:, :1, :1] / 4, (len(code), 32, 32, 3))
-    return code - STEP
+    return jnp.broadcast_to(code[:, :1, :1] / 4, (len(code), 32, 32, 3))
 
-  name = "tokens" if vocab_size else "latents"
+  def edit(state, rng, cond, given):
+    step = jnp.where(cond.label == 3, darker, 0)[:, None, None, None]
+    return Samples(given.images - step, given.images[None], jnp.ones(len(step)))
+
+  if not vocab_size:
+    return Family(None, None, None, {}, edits={"reconstruct": edit})
   codec = Codec(Spec((2, 2, 1), jnp.int32, vocab_size), encode, decode)
-  return Family(None, None, None, {}, codecs={name: codec})
+  return Family(None, None, None, {}, codecs={"tokens": codec})
 
 
-def scores(tmp_path, metrics, vocab_size=0):
+def scores(tmp_path, metrics, vocab_size=0, darker=STEP):
   config = base.get_config()
   config.family = "vae.autoencoder"
+  config.text.encoder, config.text.classes = "label", 10
   config.eval.num_images, config.eval.batch_size = 10, 8
   draw = np.random.default_rng(0)
   pixels = draw.integers(20, 256, (13, 32, 32, 3)).astype(np.uint8)
   held_out = Dataset(
     "made",
     13,
-    lambda i: Example(pixels[i], {}, -1),
+    lambda i: Example(pixels[i], {}, 3),
     shape=(32, 32, 3),
     captions=lambda i: {},
   )
   config.parallel.backend = "jit"
   run = parallel.make(config.parallel)
   scorer = ReconstructionScores(
-    config, family(vocab_size), run, tmp_path, metrics, held_out
+    config, family(vocab_size, darker), run, tmp_path, metrics, held_out
   )
   state = State(jnp.int32(7), {}, {}, {}, {})
   return {record["metric"]: record for record in scorer(state)}
@@ -61,7 +63,10 @@ def test_reconstructions_four_levels_darker(tmp_path):
   want = 10 * np.log10(4 / STEP**2)
   np.testing.assert_allclose(found["PSNR"]["value"], want, rtol=1e-4)
   assert 0.98 < found["SSIM"]["value"] < 1
-  assert found["rFD-EfficientNetLite0"]["value"] > 0
+  far, same = found, scores(tmp_path / "same", ("rfd", "ssim"), darker=0.0)
+  assert same["rFD-EfficientNetLite0"]["value"] < 1e-3
+  assert same["SSIM"]["value"] > 0.9999
+  assert far["rFD-EfficientNetLite0"]["value"] > 0.01
   record = found["PSNR"]
   assert (record["step"], record["split"], record["num_images"]) == (7, "test", 10)
   with np.load(tmp_path / "samples" / "reconstructed.npz") as kept:

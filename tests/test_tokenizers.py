@@ -105,7 +105,7 @@ def test_the_loss_by_hand():
     state = state.replace(params={"generator": params}, ema={"generator": params})
     h = net.apply({"params": params}, batch["x"], method="encode")
     mean, logvar = jnp.split(h, 2, axis=-1)
-    keys = [jax.random.fold_in(KEY, i) for i in batch["_id"]]
+    keys = [jax.random.split(jax.random.fold_in(KEY, i))[0] for i in batch["_id"]]
     eps = jnp.stack([jax.random.normal(key, mean.shape[1:]) for key in keys])
     z = mean + jnp.exp(logvar / 2) * eps
     x_hat = net.apply({"params": params}, z, method="decode")

@@ -62,7 +62,10 @@ def make(
   """
   settings, widths = config.vae, config.model.widths
   check_spec(config.family, spec, latents=False)
+  checks.refuse_small_pictures(config)
   checks.refuse(config, latent_dim=0, free_bits=0)
+  if settings.bottleneck != "fsq":
+    checks.refuse(config, evenness=0)
   if settings.loss not in LOSSES:
     raise unknown("vae.loss", settings.loss, LOSSES)
   if config.text.encoder != "none":
@@ -102,15 +105,14 @@ def make(
     how = {"ids": ids, "rngs": {"dropout": rng}} if training else {}
     h = encode(params, x, **how)
     mask = batch["_mask"].astype(jnp.float32)
-    keys = example_keys(rng, ids)
-    rows = Rows(ids, keys, mask, tracked["updates"])
+    keys = jax.vmap(jax.random.split)(example_keys(rng, ids))
+    rows = Rows(ids, keys[:, 0], mask, tracked["updates"])
     passed = bottleneck.train(h, tracked["bottleneck"], rows)
     raw = decode(params, passed.z, **how)
     found = raw
     if settings.loss == "laplace":
       found = laplace.mean(raw)
-      noise = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
-      reconstruction = -laplace.log_levels(x, raw, noise) / dims
+      reconstruction = -laplace.log_levels(x, raw, keys[:, 1]) / dims
     else:
       power = {"l1": 1, "l2": 2}[settings.loss]
       reconstruction = jnp.mean(jnp.abs(x - raw) ** power, axis=(1, 2, 3))
@@ -140,7 +142,10 @@ def make(
     return found
 
   def track(rng: Array, params: PyTree, batch: Batch) -> dict[str, PyTree]:
-    h = encode(params, batch["x"])
+    # No more at a time than a step has.
+    size = -(-len(batch["x"]) // config.optim.microbatches)
+    one = lambda x: encode(params, x[None])[0]  # noqa: E731
+    h = jax.lax.map(one, jnp.asarray(batch["x"]), batch_size=size)
     tracked = {"bottleneck": bottleneck.init(rng, h)}
     if perceptual is not None:
       tracked["perceptual"] = jax.tree.map(jnp.asarray, perceptual)

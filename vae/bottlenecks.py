@@ -13,6 +13,7 @@ from vae import bounds, codebook, quantizers, statistics
 from vae.bounds import Posterior
 
 KINDS = ("kl", "vq", "gumbel", "fsq")
+KEPT = 0.9  # of the shares of fsq's codes, an update
 
 
 class Rows(NamedTuple):
@@ -216,7 +217,7 @@ def finite_scalar(vae: ConfigDict) -> Bottleneck:
     if not vae.evenness:
       return tracked
     new = sums / jnp.maximum(jnp.sum(sums), 1.0)
-    return {"shares": 0.9 * tracked["shares"] + 0.1 * new}
+    return {"shares": KEPT * tracked["shares"] + (1 - KEPT) * new}
 
   forms = {
     "latents": Code(channels, 0, lambda h, tracked: h, lambda h, tracked: z_of(h)),

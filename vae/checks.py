@@ -16,6 +16,12 @@ def refuse_guidance(config: ConfigDict) -> None:
     )
 
 
+def refuse_small_pictures(config: ConfigDict) -> None:
+  """Raises UserError for super-resolution, which no family here does."""
+  if config.data.low_size:
+    raise UserError(f"{config.family} reads no small picture: set data.low_size to 0.")
+
+
 def check_edit(config: ConfigDict, edits: Iterable[str]) -> None:
   """Raises UserError if `sample.edit` is not among them."""
   if config.sample.edit not in edits:

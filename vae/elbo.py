@@ -79,6 +79,7 @@ def family(
     UserError: tokens or latents, guidance, or an edit that does not exist.
   """
   check_spec(config.family, spec, latents=False)
+  checks.refuse_small_pictures(config)
   checks.refuse_guidance(config)
   checks.check_edit(config, edits)
   vae, dims = config.vae, math.prod(spec.shape)

@@ -51,7 +51,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     UserError: settings that are unknown, of no use or do not fit the picture or one
       another.
   """
-  checks.refuse(config, bottleneck="kl", latent_dim=0)
+  checks.refuse(config, bottleneck="kl", latent_dim=0, evenness=0)
   model, groups = Model(config, spec), sum(config.vae.groups)
 
   def see(

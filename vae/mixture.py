@@ -31,11 +31,11 @@ from core.step import count_skipped, in_parts, keep_if, updates_done
 from text import encoders
 from text.bytes import VOCAB_SIZE
 from text.cond import Cond
-from vae import checks, em
+from vae import bounds, checks, em, likelihoods
 from vae.em import Mixture, Statistics
+from vae.logistic import BIN
 
 NAME = "generator"
-BIN = 2 / 255  # width of one of 256 pixel values in [-1, 1]
 HASH_BITS = 10  # words are told apart by so many bits
 
 
@@ -62,7 +62,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   smoothing = settings.smoothing / config.data.batch_size
 
   def bits(log_p: Float[Array, " b"]) -> Float[Array, " b"]:
-    return -log_p / (dims * math.log(2)) - math.log2(BIN)
+    return bounds.bits(-log_p, dims) - math.log2(BIN)
 
   def rows(x: Float[Array, "b ..."]) -> Float[Array, "b d"]:
     return jnp.reshape(x, (len(x), dims))
@@ -144,9 +144,8 @@ def make(config: ConfigDict, spec: Spec) -> Family:
 
   def bpd(state: State, batch: Batch, rng: Array) -> Float[Array, " b"]:
     keys = example_keys(rng, batch["_id"])
-    spread = jax.vmap(lambda key: jax.random.uniform(key, (dims,)))(keys) - 0.5
     words = counted(batch["cond"], len(batch["x"]), kinds)
-    x = rows(batch["x"]) + BIN * spread
+    x = rows(likelihoods.dequantized(jnp.asarray(batch["x"]), keys))
     return bits(em.log_conditional(state.ema[NAME], x, words))
 
   evals = {"loss": loss, "bpd": bpd}
@@ -174,8 +173,7 @@ def check(config: ConfigDict, spec: Spec) -> None:
       f" set data.batch_size={size} to {components} or more."
     )
   check_spec(config.family, spec, latents=False)
-  if config.data.low_size:
-    raise UserError("vae.mixture reads no small picture: set data.low_size to 0.")
+  checks.refuse_small_pictures(config)
   checks.refuse_guidance(config)
   if config.optim.ema == "power":
     raise UserError(

@@ -2,7 +2,7 @@
 
 Gumbel-softmax (Jang et al. 2017, arXiv:1611.01144) as in DALL-E's discrete VAE (Ramesh
 et al. 2021, arXiv:2102.12092, section 2.1 and appendix A.2): the encoder gives logits
-of K codes, training sees a relaxed sample, evaluation their argmax. FSQ (Mentzer et al.
+of K codes, training sees a relaxed sample, a codec their argmax. FSQ (Mentzer et al.
 2023, arXiv:2309.15505): each channel is rounded to one of a few levels; all
 combinations are the codebook.
 """
@@ -63,12 +63,13 @@ def check_levels(levels: tuple[int, ...]) -> int:
   """How many codes there are: the product of the levels.
 
   Raises:
-    UserError: no channel, a channel of fewer than 2 levels, or 2^31 codes and more.
+    UserError: no channel, a channel of fewer than 2 levels, or more than 2^20 codes.
   """
-  if not levels or min(levels) < 2 or math.prod(levels) >= 2**31:
+  # Each is counted, and the counts are a part of the state.
+  if not levels or min(levels) < 2 or math.prod(levels) > 2**20:
     raise UserError(
-      f"vae.levels={levels} can't be numbered: give each channel 2 levels or more, and"
-      " fewer than 2^31 codes in all."
+      f"vae.levels={levels} can't be taken: give each channel 2 levels or more, and no"
+      " more than 2^20 codes in all."
     )
   return math.prod(levels)
 
@@ -107,8 +108,9 @@ def log_share(
 
   Where the shares are the means of q, the gradient in h of its mean is that of
   sum_k E[q_k] log E[q_k], minus the entropy of the use of the codes: the second term of
-  the penalty of lookup-free quantization (Yu et al. 2024, arXiv:2310.05737, eq. 5).
-  Shares are counted as 1e-3 of even use at least.
+  the penalty of lookup-free quantization (Yu et al. 2024, arXiv:2310.05737, eq. 5). In
+  training counts of codes stand for the means. Shares are counted as 1e-3 of even use
+  at least.
   """
   bounded = bound(h, levels)
   value = jnp.log(jnp.maximum(shares, 1e-3 / shares.size))

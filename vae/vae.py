@@ -28,7 +28,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   Raises:
     UserError: settings that are unknown, of no use or do not fit the picture.
   """
-  checks.refuse(config, bottleneck="kl")
+  checks.refuse(config, bottleneck="kl", evenness=0)
   model = Model(config, spec)
 
   def see(

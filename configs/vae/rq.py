@@ -24,6 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
       c.model.widths = (128, 128, 256, 256, 512, 512)
       c.model.attention = (8,)
       c.data.batch_size = 512  # k-means needs more vectors than codes
+      c.optim.learning_rate = 4.5e-6 * 512
       c.vae.latent_channels = 256
     case "openmoji32" | "fashion_mnist":
       c.vae.codes = 64
