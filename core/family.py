@@ -104,7 +104,8 @@ def make(config: ConfigDict, spec: Spec, **parts: Any) -> Family:
   `parts` are what else its module's `make` takes, such as a guide.
 
   Raises:
-    UserError: there is no such module, or it has no `make`.
+    UserError: there is no such module, it has no `make`, or the config lacks a field,
+      as that of a run may which is older than the field.
   """
   try:
     module = importlib.import_module(config.family) if config.family else None
@@ -118,7 +119,15 @@ def make(config: ConfigDict, spec: Spec, **parts: Any) -> Family:
       f"family={config.family!r} is not a family: name a module that has make(config,"
       " spec), such as diffusion.ddpm."
     )
-  return module.make(config, spec, **parts)
+  try:
+    return module.make(config, spec, **parts)
+  except AttributeError as error:
+    if not isinstance(error.obj, ConfigDict):
+      raise
+    raise UserError(
+      f"the config of {config.family} lacks the field {error.name!r}; if it is of an"
+      " older run, train that anew, or add the field to its config.json."
+    ) from error
 
 
 def check_spec(family: str, spec: Spec, latents: bool) -> None:

@@ -1,6 +1,7 @@
 """Latents in place of pixels: encoded once, generated, decoded."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -174,3 +175,13 @@ def test_a_run_without_codec_is_refused(place, tmp_path):
   assert json.loads((tmp_path / "config.json").read_text())["family"]
   with pytest.raises(UserError, match="is no autoencoder"):
     build.family(generator(place, **{"data.codec": str(tmp_path)}))
+
+
+def test_a_codec_older_than_a_field_is_refused(place, tmp_path):
+  shutil.copytree(place / "fsq", tmp_path / "fsq")
+  file = tmp_path / "fsq" / "config.json"
+  old = json.loads(file.read_text())
+  del old["vae"]["levels"]
+  file.write_text(json.dumps(old))
+  with pytest.raises(UserError, match="lacks the field 'levels'"):
+    codecs.spec(generator(place, **{"data.codec": str(tmp_path / "fsq")}))

@@ -205,7 +205,7 @@ def test_reconstructions_are_scored_where_pictures_are_large_enough(
 ) -> None:
   config.data.train_split, config.data.eval_split = "train", "all"
   config.eval.num_images = 1
-  codec = FAMILY._replace(codecs={"latents": None})
+  codec = FAMILY._replace(edits={"reconstruct": None})
 
   def usual(size: int) -> tuple[str, ...]:
     config.data.size = size
