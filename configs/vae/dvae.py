@@ -5,7 +5,8 @@ weight 6.6 after 5,000 updates, temperature 1 to 1/16 over 150,000, 3 million up
 512 pictures, AdamW with an average of the weights of 0.999. The paper gives no figure
 for its reconstructions. Differences: the network is that of configs/vae/kl.py, theirs
 has no norms and no attention; beta rises along a line, the learning rate falls to 0,
-and pixels get the uniform noise that makes the density a bound.
+and pixels get the uniform noise that makes the density a bound. The small variants
+have the L1 loss of configs/vae/kl.py.
 
 Variants:
   :openmoji32     32x32 OpenMoji to 8x8 of 256 codes: twelve minutes on one CPU core.

@@ -19,6 +19,6 @@ def get_config(variant: str = "") -> ConfigDict:
   c = kl.autoencoder(variant)
   c.vae.bottleneck, c.vae.levels = "fsq", (8, 5, 5, 5)
   if variant in ("openmoji32", "fashion_mnist", "tiny"):
-    # Without it a short training leaves three codes in ten unused.
+    # Without evenness a short training leaves three codes in ten unused.
     c.vae.levels, c.vae.evenness = (8, 6, 5), 0.01
   return c
