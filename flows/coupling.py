@@ -45,16 +45,16 @@ def total(a: Image) -> Nats:
 def guided(
   net: nn.Module, params: PyTree, x: Image, cond: Cond, guidance_scale: float
 ) -> Raw:
-  """The network's output in float32, extrapolated from the null condition's.
+  """The network's output as precise as x, extrapolated from the null condition's.
 
   With a scale of 1 just the output. Else `cond` holds the condition and then the null
   one (`Cond.with_null`), and raw = null + guidance_scale (own - null), as Zhai et al.
   2024 (TarFlow, arXiv:2412.06329) guide the means and scales of their layers.
   """
   if guidance_scale == 1:
-    return net.apply({"params": params}, x, cond).astype(jnp.float32)
+    return net.apply({"params": params}, x, cond).astype(x.dtype)
   twice = jnp.concatenate([x, x])
-  both = net.apply({"params": params}, twice, cond).astype(jnp.float32)
+  both = net.apply({"params": params}, twice, cond).astype(x.dtype)
   return guide(both, guidance_scale)
 
 
@@ -133,8 +133,7 @@ class FromCond(nn.Module):
     raw = jnp.zeros((1, self.channels))
     if cond.pooled is not None:
       raw = nn.Dense(self.channels, kernel_init=nn.initializers.zeros)(cond.pooled)
-    raw = raw.astype(jnp.float32)[:, None, None]
-    return jnp.broadcast_to(raw, (*x.shape[:-1], self.channels))
+    return jnp.broadcast_to(raw[:, None, None], (*x.shape[:-1], self.channels))
 
 
 def prior(g: Elementwise, guidance_scale: float = 1.0) -> Bijector:
