@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Key
 
 from core import noise
 from core.noise import Schedule, alpha_sigma, per_example
+from core.ode import rk45
 from diffusion import solvers
-from diffusion.adaptive import rk45
 from diffusion.settings import Denoise
 
 BIN = 2 / 255  # width of one of 256 pixel values in [-1, 1]

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from core import noise as noises
+from core import ode
 from core.errors import UserError
 from core.family import Samples
 from core.noise import Scaling, Schedule
-from diffusion import adaptive, solvers
+from diffusion import solvers
 from diffusion.settings import ETA, Denoise, Estimate, Settings, time_grid
 
 MAX_ATTEMPTS = 1000  # of rk45; thousands of calls, more than any sampler is worth
@@ -151,7 +152,7 @@ def _step_of(
     return solvers.ddim(state.x, to, noise, t, s, scaling, eta), x_hat, 1
 
   def runge_kutta(state: _State, i: Array) -> tuple:
-    tableau = solvers.TABLEAUS[name]
+    tableau = ode.TABLEAUS[name]
     lens = scaling if settings.lens == "own" else settings.lens
     x, t, s = state.x, grid[i], grid[i + 1]
     if settings.churn > 0:
@@ -200,7 +201,7 @@ def _step_of(
 
   if name == "pc":
     return predictor_corrector
-  return runge_kutta if name in solvers.TABLEAUS else one_evaluation
+  return runge_kutta if name in ode.TABLEAUS else one_evaluation
 
 
 def _solve_rk45(
@@ -231,7 +232,7 @@ def _solve_rk45(
     later = jnp.arange(frames)[:, None] >= now
     return jnp.where(later.reshape(frames, n, *(1,) * (y.ndim - 1)), x_hat, film)
 
-  y, nfe, film = adaptive.watched(
+  y, nfe, film = ode.watched(
     slope,
     solvers.lensed(x, first, scaling, lens),
     start,

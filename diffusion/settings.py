@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from core import noise
 from core.errors import UserError, unknown
 from core.noise import Schedule
-from diffusion.solvers import TABLEAUS
+from core.ode import TABLEAUS
 
 LOSSES = (*noise.PREDICTIONS, "vlb")
 COUPLINGS = ("independent", "optimal")

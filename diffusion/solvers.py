@@ -6,13 +6,14 @@ goes to; logsnr_s = +inf is the clean end. `share` = 1 - exp(logsnr_t - logsnr_s
 part of the noise variance at s that a step of DDPM renews.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from core import noise
 from core.noise import Scaling, alpha_sigma, per_example
+from core.ode import Tableau
 
 
 def ddim(
@@ -210,34 +211,6 @@ def estimate(
 ) -> Float[Array, "n ..."]:
   """x_hat from `slope` and the state y: its inverse."""
   return noise.to_x_eps(slope, y, logsnr, lens, SLOPES[lens])[0]
-
-
-class Tableau(NamedTuple):
-  """An explicit Runge-Kutta method (Hairer, Norsett & Wanner 1993, section II.1).
-
-  k_i = f(y + h sum_j a_ij k_j, t + c_i h),  y(t + h) = y + h sum_i b_i k_i.
-  """
-
-  a: tuple[tuple[float, ...], ...]
-  b: tuple[float, ...]
-  c: tuple[float, ...]
-
-
-TABLEAUS = {
-  "euler": Tableau(a=((0.0,),), b=(1.0,), c=(0.0,)),
-  # The trapezoidal one (Karras et al. 2022, algorithm 1).
-  "heun": Tableau(a=((0.0, 0.0), (1.0, 0.0)), b=(0.5, 0.5), c=(0.0, 1.0)),
-  "rk4": Tableau(
-    a=(
-      (0.0, 0.0, 0.0, 0.0),
-      (0.5, 0.0, 0.0, 0.0),
-      (0.0, 0.5, 0.0, 0.0),
-      (0.0, 0.0, 1.0, 0.0),
-    ),
-    b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
-    c=(0.0, 0.5, 0.5, 1.0),
-  ),
-}
 
 
 def levels(

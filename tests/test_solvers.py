@@ -279,23 +279,3 @@ def test_slope_is_the_derivative_along_a_path(scaling, lens, float64):
 def test_the_own_lens_changes_nothing(scaling):
   logsnr = jnp.array([-jnp.inf, -9.0, 0.1, 8.0, jnp.inf])
   np.testing.assert_array_equal(solvers.norm(logsnr, scaling, scaling), np.ones(5))
-
-
-@pytest.mark.parametrize("name", solvers.TABLEAUS)
-def test_tableaus_meet_the_order_conditions(name):
-  # Hairer, Norsett & Wanner 1993, theorem II.2.1 and table II.2.2, up to order 4.
-  a, b, c = (np.asarray(part) for part in solvers.TABLEAUS[name])
-  np.testing.assert_allclose(a.sum(1), c)
-  conditions = [
-    [b.sum() - 1],
-    [b @ c - 1 / 2],
-    [b @ c**2 - 1 / 3, b @ a @ c - 1 / 6],
-    [
-      b @ c**3 - 1 / 4,
-      (b * c) @ a @ c - 1 / 8,
-      b @ a @ c**2 - 1 / 12,
-      b @ a @ a @ c - 1 / 24,
-    ],
-  ]
-  for met in conditions[: {"euler": 1, "heun": 2, "rk4": 4}[name]]:
-    np.testing.assert_allclose(met, 0, atol=1e-12)

@@ -1,4 +1,4 @@
-"""The adaptive Runge-Kutta method against scipy's, and every example by itself."""
+"""Runge-Kutta methods: their orders, the adaptive one against scipy's."""
 
 import functools
 
@@ -8,13 +8,36 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 
-from diffusion.adaptive import rk45
+from core.ode import TABLEAUS, rk45
 
 
 @pytest.fixture(autouse=True)
 def _float64():
   with jax.enable_x64(True):
     yield
+
+
+@pytest.mark.parametrize("name", TABLEAUS)
+def test_tableaus_meet_the_order_conditions(name):
+  # Hairer, Norsett & Wanner 1993, theorem II.2.1 and table II.2.2, up to order 4.
+  a, b, c = (np.asarray(part) for part in TABLEAUS[name])
+  np.testing.assert_allclose(a.sum(1), c)
+  conditions = [
+    [b.sum() - 1],
+    [b @ c - 1 / 2],
+    [b @ c**2 - 1 / 3, b @ a @ c - 1 / 6],
+    [
+      b @ c**3 - 1 / 4,
+      (b * c) @ a @ c - 1 / 8,
+      b @ a @ c**2 - 1 / 12,
+      b @ a @ a @ c - 1 / 24,
+    ],
+  ]
+  for met in conditions[: {"euler": 1, "heun": 2, "rk4": 4}[name]]:
+    np.testing.assert_allclose(met, 0, atol=1e-12)
+
+
+# The adaptive one: every example by itself.
 
 
 def field(y, t):

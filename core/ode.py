@@ -1,4 +1,7 @@
-"""Dormand and Prince's Runge-Kutta method with a step size for every example."""
+"""Runge-Kutta methods: explicit ones by their tables, and an adaptive one.
+
+Dormand and Prince's method, `rk45`, has a step size for every example.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,6 +11,35 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from core.noise import per_example
+
+
+class Tableau(NamedTuple):
+  """An explicit Runge-Kutta method (Hairer, Norsett & Wanner 1993, section II.1).
+
+  k_i = f(y + h sum_j a_ij k_j, t + c_i h),  y(t + h) = y + h sum_i b_i k_i.
+  """
+
+  a: tuple[tuple[float, ...], ...]
+  b: tuple[float, ...]
+  c: tuple[float, ...]
+
+
+TABLEAUS = {
+  "euler": Tableau(a=((0.0,),), b=(1.0,), c=(0.0,)),
+  # The trapezoidal one (Karras et al. 2022, algorithm 1).
+  "heun": Tableau(a=((0.0, 0.0), (1.0, 0.0)), b=(0.5, 0.5), c=(0.0, 1.0)),
+  "rk4": Tableau(
+    a=(
+      (0.0, 0.0, 0.0, 0.0),
+      (0.5, 0.0, 0.0, 0.0),
+      (0.0, 0.5, 0.0, 0.0),
+      (0.0, 0.0, 1.0, 0.0),
+    ),
+    b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
+    c=(0.0, 0.5, 0.5, 1.0),
+  ),
+}
+
 
 # Dormand & Prince 1980; Hairer, Norsett & Wanner 1993, table II.5.2. The last row of A
 # is the weights of order 5, so the last stage is the first of the next step; E is their
