@@ -250,7 +250,7 @@ def vae() -> ConfigDict:
   v.temperature_start, v.temperature_end = 1.0, 0.0625  # of gumbel
   v.temperature_steps = 150_000  # updates from one to the other
   v.levels = (8, 5, 5, 5)  # of each channel of fsq
-  v.evenness = 0.0  # weight of the pressure of fsq towards even use of its codes
+  v.evenness = 0.0  # weight of the pressure of gumbel and fsq towards even use of codes
   return v
 
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import base
 from core.errors import UserError
-from vae import quantizers
+from vae import bottlenecks, quantizers
 
 KEY = jax.random.key(0)
 LOGITS = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
@@ -98,24 +99,44 @@ def test_levels_that_are_refused(levels):
     quantizers.check_levels(levels)
 
 
-def test_pressure_towards_even_use_has_the_gradient_of_the_entropy():
-  levels = (3, 4)
-  h = jax.random.normal(jax.random.key(0), (5, 2, 2, 2))
-  # Every code by its number, and the chance of each, by hand.
-  codes = np.array([(i % 3 - 1, i // 3 - 2) for i in range(12)])
+def chances_of_fsq(h):
+  """The chance of each code of 3 and 4 levels, by hand."""
+  codes = quantizers.from_index(jnp.arange(12), (3, 4)) * np.array([1, 2])
+  off = quantizers.bound(h, (3, 4))[..., None, :] - codes
+  return jax.nn.softmax(-jnp.sum(off**2, axis=-1) / quantizers.SOFT)
 
-  def chances(h):
-    off = quantizers.bound(h, levels)[..., None, :] - codes
-    return jax.nn.softmax(-jnp.sum(off**2, axis=-1) / quantizers.SOFT)
+
+@pytest.mark.parametrize(
+  ("kind", "chances"), [("fsq", chances_of_fsq), ("gumbel", jax.nn.softmax)]
+)
+def test_pressure_towards_even_use_has_the_gradient_of_the_entropy(kind, chances):
+  vae = base.vae()
+  vae.bottleneck, vae.evenness, vae.beta, vae.codes, vae.levels = (
+    kind,
+    0.5,
+    0,
+    12,
+    (3, 4),
+  )
+  bottleneck = bottlenecks.make(vae, 1, 5)
+  h = jax.random.normal(KEY, (5, 2, 2, bottleneck.encoded))
+  shares = chances(h).reshape(-1, 12).mean(0)
+  mask = jnp.array([1.0, 1.0, 1.0, 0.0, 1.0])
+  rows = bottlenecks.Rows(jnp.arange(5), jax.random.split(KEY, 5), mask, jnp.int32(0))
+
+  def penalty(h):
+    passed = bottleneck.train(h, {"shares": shares}, rows)
+    return passed.penalty.mean(), passed
 
   def entropy(h):
     return jnp.sum(jax.scipy.special.entr(chances(h).reshape(-1, 12).mean(0)))
 
-  shares = chances(h).reshape(-1, 12).mean(0)
-  found = quantizers.log_share(h, shares, levels)
-  np.testing.assert_allclose(found, chances(h) @ jnp.log(shares), rtol=1e-5)
-  pressed = jax.grad(lambda h: quantizers.log_share(h, shares, levels).mean())(h)
-  np.testing.assert_allclose(pressed, -jax.grad(entropy)(h), rtol=1e-4, atol=1e-7)
-  # The numbers of the codes are those of `to_index`.
-  z = quantizers.from_index(jnp.arange(12), levels) * quantizers.half_width(levels)
-  np.testing.assert_array_equal(z, codes)
+  found, passed = jax.grad(penalty, has_aux=True)(h)
+  np.testing.assert_allclose(found, -0.5 * jax.grad(entropy)(h), rtol=1e-4, atol=1e-7)
+  want = jnp.mean(chances(h) @ jnp.log(shares), axis=(1, 2))
+  np.testing.assert_allclose(passed.metrics["log_share"], want, rtol=1e-5)
+  # The shares move towards those of the codes that the unmasked rows take.
+  taken = np.asarray(jnp.argmax(chances(h), -1))[np.asarray(mask, bool)]
+  counts = np.bincount(taken.ravel(), minlength=12)
+  moved = bottleneck.update({"shares": shares}, passed.sums, KEY)["shares"]
+  np.testing.assert_allclose(moved, 0.9 * shares + 0.1 * counts / 16, rtol=1e-5)

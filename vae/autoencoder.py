@@ -64,7 +64,7 @@ def make(
   check_spec(config.family, spec, latents=False)
   checks.refuse_small_pictures(config)
   checks.refuse(config, latent_dim=0, free_bits=0)
-  if settings.bottleneck != "fsq":
+  if settings.bottleneck not in ("gumbel", "fsq"):
     checks.refuse(config, evenness=0)
   if settings.loss not in LOSSES:
     raise unknown("vae.loss", settings.loss, LOSSES)

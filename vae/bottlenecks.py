@@ -13,7 +13,7 @@ from vae import bounds, codebook, quantizers, statistics
 from vae.bounds import Posterior
 
 KINDS = ("kl", "vq", "gumbel", "fsq")
-KEPT = 0.9  # of the shares of fsq's codes, an update
+KEPT = 0.9  # of the shares of the codes, an update
 
 
 class Rows(NamedTuple):
@@ -94,9 +94,11 @@ def make(vae: ConfigDict, dims: int, batch_size: int) -> Bottleneck:
     case "vq":
       return vector_quantizer(vae, batch_size)
     case "gumbel":
-      return gumbel(vae, dims)
+      return even(gumbel(vae, dims), vae.evenness, quantizers.softmax_mean)
     case "fsq":
-      return finite_scalar(vae)
+      levels = tuple(vae.levels)
+      mean = lambda h, values: quantizers.soft_mean(h, values, levels)  # noqa: E731
+      return even(finite_scalar(levels), vae.evenness, mean)
   raise unknown("vae.bottleneck", vae.bottleneck, KINDS)
 
 
@@ -187,37 +189,19 @@ def gumbel(vae: ConfigDict, dims: int) -> Bottleneck:
   return Bottleneck(vae.codes, vae.codes, train, {"tokens": tokens})
 
 
-def finite_scalar(vae: ConfigDict) -> Bottleneck:
+def finite_scalar(levels: tuple[int, ...]) -> Bottleneck:
   """Each channel of z takes one of a few levels, a code is one of their combinations.
 
   Mentzer et al. 2023 (arXiv:2309.15505): no codebook, so nothing to collapse. Yet a
-  short training on simple pictures leaves channels alike, and many combinations unused:
-  against that the penalty is `vae.evenness` times the mean of `quantizers.log_share`
-  over the places, with the codes' shares averaged over updates.
+  short training on simple pictures leaves channels alike, and many combinations unused.
   """
-  levels = tuple(vae.levels)
   codes, channels = quantizers.check_levels(levels), len(levels)
 
   def z_of(h: Array) -> Array:
     return quantizers.finite_scalar(h, levels)
 
-  def init(key: Array, h: Array) -> PyTree:
-    return {"shares": jnp.full(codes, 1 / codes)} if vae.evenness else {}
-
   def train(h: Array, tracked: PyTree, rows: Rows) -> Passed:
-    z = z_of(h)
-    if not vae.evenness:
-      return Passed(z, jnp.zeros(len(h)), {}, {})
-    share = jnp.mean(quantizers.log_share(h, tracked["shares"], levels), axis=(1, 2))
-    tokens = quantizers.to_index(jax.lax.stop_gradient(z), levels)[..., None]
-    sums = statistics.counts(tokens, rows.mask, codes)[0]
-    return Passed(z, vae.evenness * share, {"log_share": share}, sums)
-
-  def update(tracked: PyTree, sums: PyTree, key: Array) -> PyTree:
-    if not vae.evenness:
-      return tracked
-    new = sums / jnp.maximum(jnp.sum(sums), 1.0)
-    return {"shares": KEPT * tracked["shares"] + (1 - KEPT) * new}
+    return Passed(z_of(h), jnp.zeros(len(h)), {}, {})
 
   forms = {
     "latents": Code(channels, 0, lambda h, tracked: h, lambda h, tracked: z_of(h)),
@@ -228,4 +212,46 @@ def finite_scalar(vae: ConfigDict) -> Bottleneck:
       lambda tokens, tracked: quantizers.from_index(tokens[..., 0], levels),
     ),
   }
-  return Bottleneck(channels, channels, train, forms, init, update)
+  return Bottleneck(channels, channels, train, forms)
+
+
+def even(
+  plain: Bottleneck, weight: float, mean: Callable[[Array, Array], Array]
+) -> Bottleneck:
+  """A bottleneck that counts nothing, with pressure towards even use of its codes.
+
+  The penalty grows by `weight` times the mean over the places of sum_k q(k|h) log
+  share_k, with the shares of the codes taken, averaged over updates. Where the shares
+  are the means of q, its gradient is that of sum_k E[q_k] log E[q_k], minus the entropy
+  of the use of the codes: the second term of the penalty of lookup-free quantization
+  (Yu et al. 2024, arXiv:2310.05737, eq. 5).
+
+  Args:
+    plain: has one token a place.
+    weight: `vae.evenness`; 0 gives `plain` back.
+    mean: (h, values [k]) -> sum_k q(k|h) values_k at each place.
+  """
+  if not weight:
+    return plain
+  tokens = plain.codes["tokens"]
+  codes = tokens.vocab_size
+
+  def init(key: Array, h: Array) -> PyTree:
+    return {"shares": jnp.full(codes, 1 / codes)}
+
+  def train(h: Array, tracked: PyTree, rows: Rows) -> Passed:
+    passed = plain.train(h, tracked, rows)
+    values = quantizers.log_shares(tracked["shares"])
+    share = jnp.mean(mean(h, values), axis=(1, 2))
+    taken = tokens.encode(jax.lax.stop_gradient(h), tracked)
+    return passed._replace(
+      penalty=passed.penalty + weight * share,
+      metrics=passed.metrics | {"log_share": share},
+      sums=statistics.counts(taken, rows.mask, codes)[0],
+    )
+
+  def update(tracked: PyTree, sums: PyTree, key: Array) -> PyTree:
+    new = sums / jnp.maximum(jnp.sum(sums), 1.0)
+    return {"shares": KEPT * tracked["shares"] + (1 - KEPT) * new}
+
+  return plain._replace(train=train, init=init, update=update)

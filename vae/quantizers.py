@@ -39,6 +39,18 @@ def likeliest(logits: Float[Array, "*p k"]) -> Int[Array, "*p"]:
   return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
+def softmax_mean(
+  logits: Float[Array, "*p k"], values: Float[Array, " k"]
+) -> Float[Array, "*p"]:
+  """sum_k q_k values_k, q = softmax(logits)."""
+  return jax.nn.softmax(logits, axis=-1) @ values
+
+
+def log_shares(shares: Float[Array, " k"]) -> Float[Array, " k"]:
+  """log share_k, of 1e-3 of even use at least."""
+  return jnp.log(jnp.maximum(shares, 1e-3 / shares.size))
+
+
 def kl_to_uniform(logits: Float[Array, "b *p k"]) -> Float[Array, " b"]:
   """sum_p KL(q || uniform) = sum_p sum_k q log(q K), in nats an example."""
   log_q = jax.nn.log_softmax(logits, axis=-1)
@@ -101,25 +113,20 @@ def finite_scalar(
   return (jnp.round(jax.lax.stop_gradient(bounded)) + off) / half_width(levels)
 
 
-def log_share(
-  h: Float[Array, "*p c"], shares: Float[Array, " k"], levels: tuple[int, ...]
+def soft_mean(
+  h: Float[Array, "*p c"], values: Float[Array, " k"], levels: tuple[int, ...]
 ) -> Float[Array, "*p"]:
-  """sum_k q(k|h) log share_k, q(k|h) prop. to exp(-|bound(h) - number of k|^2 / SOFT).
+  """sum_k q(k|h) values_k, q(k|h) prop. to exp(-|bound(h) - number of k|^2 / SOFT).
 
-  Where the shares are the means of q, the gradient in h of its mean is that of
-  sum_k E[q_k] log E[q_k], minus the entropy of the use of the codes: the second term of
-  the penalty of lookup-free quantization (Yu et al. 2024, arXiv:2310.05737, eq. 5). In
-  training counts of codes stand for the means. Shares are counted as 1e-3 of even use
-  at least.
+  q is a product over the channels, so the sum is taken a digit at a time.
   """
   bounded = bound(h, levels)
-  value = jnp.log(jnp.maximum(shares, 1e-3 / shares.size))
   for i, count in enumerate(levels):
     numbers = jnp.arange(count) - count // 2
     q = jax.nn.softmax(-((bounded[..., i, None] - numbers) ** 2) / SOFT)
-    value = value.reshape(*value.shape[:-1], -1, count)
-    value = jnp.einsum("...kl,...l->...k", value, q)
-  return value[..., 0]
+    values = values.reshape(*values.shape[:-1], -1, count)
+    values = jnp.einsum("...kl,...l->...k", values, q)
+  return values[..., 0]
 
 
 def to_index(z: Float[Array, "*p c"], levels: tuple[int, ...]) -> Int[Array, "*p"]:

@@ -33,11 +33,13 @@ def get_config(variant: str = "") -> ConfigDict:
       c.optim.weight_decay, c.optim.schedule = 1e-4, "cosine"
       c.optim.ema, c.optim.ema_decay = "constant", 0.999
     case "openmoji32" | "fashion_mnist":
-      # A short run: a quicker anneal, and pressure towards even use of the codes from
-      # the start, for what nothing chooses in the first updates stays unused.
+      # A short run: a quicker anneal, and pressure towards even use of the codes, for
+      # what nothing chooses in the first updates would stay unused.
       # The loss is that of configs/vae/kl.py: colours come late with the likelihood.
-      c.vae.loss, c.vae.codes, c.vae.beta, c.vae.warmup_steps = "l1", 256, 0.2, 0
+      c.vae.loss, c.vae.codes, c.vae.evenness = "l1", 256, 0.01
+      c.vae.beta, c.vae.warmup_steps = 0.05, 0
       c.vae.temperature_steps = 3 * c.train.steps // 4
     case "tiny":
       base.tiny(c)
+      c.vae.evenness = 0.01
   return c
