@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from core.errors import unknown
-from vae.logistic import BIN, cut_mean, draw_level, log_mass, log_scale, total
+from vae.logistic import BIN, cut_mean, log_mass, log_scale, total
 
 EPS = 0.1  # of the logit-Laplace map of pixels
 
@@ -34,14 +34,12 @@ class Likelihood(NamedTuple):
     density: whether log_prob is of continuous pictures, to be `dequantized`.
     log_prob: (x, raw) -> nats of each picture, [b].
     mean: raw -> the expected picture, in [-1, 1].
-    sample: (raw, keys [b]) -> a picture, in [-1, 1].
   """
 
   channels: int
   density: bool
   log_prob: Callable[[Image, Raw], Float[Array, " b"]]
   mean: Callable[[Raw], Image]
-  sample: Callable[[Raw, Key[Array, " b"]], Image]
 
   def log_levels(
     self, x: Image, raw: Raw, keys: Key[Array, " b"]
@@ -87,13 +85,7 @@ def bernoulli(channels: int) -> Likelihood:
     t = (x + 1) / 2
     return total(t * jax.nn.log_sigmoid(raw) + (1 - t) * jax.nn.log_sigmoid(-raw))
 
-  def sample(raw: Raw, keys: Key[Array, " b"]) -> Image:
-    draw = jax.vmap(jax.random.bernoulli)(keys, jax.nn.sigmoid(raw))
-    return 2 * draw.astype(raw.dtype) - 1
-
-  return Likelihood(
-    channels, False, log_prob, lambda raw: 2 * jax.nn.sigmoid(raw) - 1, sample
-  )
+  return Likelihood(channels, False, log_prob, lambda raw: 2 * jax.nn.sigmoid(raw) - 1)
 
 
 def gaussian(channels: int) -> Likelihood:
@@ -101,7 +93,7 @@ def gaussian(channels: int) -> Likelihood:
 
   raw is mu and a map whose mean over the picture is log sigma: the learned scale of
   sigma-VAE (Rybkin et al. 2021, arXiv:2006.13202, section 4), which takes the place of
-  a tuned weight of the KL term. Mean and sample are cut to [-1, 1].
+  a tuned weight of the KL term. The mean is cut to [-1, 1].
   """
 
   def parts(raw: Raw) -> tuple[Image, Float[Array, "b 1 1 c"]]:
@@ -113,13 +105,8 @@ def gaussian(channels: int) -> Likelihood:
     off = (x - mu) * jnp.exp(-log_sigma)
     return total(math.log(BIN) - off**2 / 2 - log_sigma - math.log(2 * math.pi) / 2)
 
-  def sample(raw: Raw, keys: Key[Array, " b"]) -> Image:
-    mu, log_sigma = parts(raw)
-    draw = jax.vmap(lambda key: jax.random.normal(key, mu.shape[1:]))(keys)
-    return jnp.clip(mu + jnp.exp(log_sigma) * draw, -1, 1)
-
   return Likelihood(
-    2 * channels, True, log_prob, lambda raw: jnp.clip(parts(raw)[0], -1, 1), sample
+    2 * channels, True, log_prob, lambda raw: jnp.clip(parts(raw)[0], -1, 1)
   )
 
 
@@ -129,13 +116,8 @@ def laplace(channels: int) -> Likelihood:
   The logit-Laplace of DALL-E 1 (Ramesh et al. 2021, arXiv:2102.12092, appendix A.3)
   with its map of pixels, t = (x + 1) / 2 and eps = 0.1; raw is mu and log b of each
   number. It also gives mass beyond [-1, 1], to t in (-1/8, 9/8). In place of the mean
-  it has what DALL-E shows: the median sigmoid(mu), mapped back and, like a sample, cut
-  to [-1, 1].
+  it has what DALL-E shows: the median sigmoid(mu), mapped back and cut to [-1, 1].
   """
-
-  def pixels(logits: Image) -> Image:
-    t = (jax.nn.sigmoid(logits) - EPS) / (1 - 2 * EPS)
-    return jnp.clip(2 * t - 1, -1, 1)
 
   def log_prob(x: Image, raw: Raw) -> Float[Array, " b"]:
     mu, log_b = jnp.split(raw, 2, axis=-1)
@@ -146,15 +128,12 @@ def laplace(channels: int) -> Likelihood:
     slope = math.log(BIN * (1 - 2 * EPS) / 2)
     return total(slope - off - math.log(2) - log_b - log_y - log_rest)
 
-  def sample(raw: Raw, keys: Key[Array, " b"]) -> Image:
-    mu, log_b = jnp.split(raw, 2, axis=-1)
-    draw = jax.vmap(lambda key: jax.random.laplace(key, mu.shape[1:]))(keys)
-    return pixels(mu + jnp.exp(log_scale(log_b)) * draw)
-
   def mean(raw: Raw) -> Image:
-    return pixels(jnp.split(raw, 2, axis=-1)[0])
+    mu, _ = jnp.split(raw, 2, axis=-1)
+    t = (jax.nn.sigmoid(mu) - EPS) / (1 - 2 * EPS)
+    return jnp.clip(2 * t - 1, -1, 1)
 
-  return Likelihood(2 * channels, True, log_prob, mean, sample)
+  return Likelihood(2 * channels, True, log_prob, mean)
 
 
 def logistic(channels: int) -> Likelihood:
@@ -175,7 +154,6 @@ def logistic(channels: int) -> Likelihood:
     False,
     lambda x, raw: total(log_mass(x, *parts(raw))),
     lambda raw: cut_mean(*parts(raw)),
-    lambda raw, keys: draw_level(*parts(raw), keys),
   )
 
 
@@ -220,18 +198,4 @@ def logistic_mixture(channels: int, components: int) -> Likelihood:
       found.append(cut_mean(shifted(mu, coupling, c, found), log_s[..., c]))
     return jnp.einsum("bhwk,cbhwk->bhwc", jnp.exp(log_pi), jnp.stack(found))
 
-  def sample(raw: Raw, keys: Key[Array, " b"]) -> Image:
-    log_pi, mu, log_s, coupling = parts(raw)
-    keys = jax.vmap(lambda key: jax.random.split(key, 1 + channels))(keys)
-    i = jax.vmap(jax.random.categorical)(keys[:, 0], log_pi)[..., None]
-
-    def pick(a: Array) -> Array:
-      return jnp.take_along_axis(a, i, axis=3)[..., 0]
-
-    found = []
-    for c in range(channels):
-      at = shifted(mu, coupling, c, [a[..., None] for a in found])
-      found.append(draw_level(pick(at), pick(log_s[..., c]), keys[:, 1 + c]))
-    return jnp.stack(found, axis=-1)
-
-  return Likelihood(components * each, False, log_prob, mean, sample)
+  return Likelihood(components * each, False, log_prob, mean)

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 BIN = 2 / 255  # width of a grey level
 # Of the logarithm of every scale: from a tenth of a level to a thousand ranges.
@@ -37,15 +37,6 @@ def cut_mean(
   s = jnp.exp(log_s)
   high, low = (jax.nn.softplus((end - mu) / s) for end in (1, -1))
   return jnp.clip(1 - s * (high - low), -1, 1)
-
-
-def draw_level(
-  mu: Float[Array, "b ..."], log_s: Float[Array, "b ..."], keys: Key[Array, " b"]
-) -> Float[Array, "b ..."]:
-  """A level with the mass of `log_mass`: a logistic draw, cut and rounded."""
-  draw = jax.vmap(lambda key: jax.random.logistic(key, mu.shape[1:]))(keys)
-  v = jnp.clip(mu + jnp.exp(log_s) * draw, -1, 1)
-  return jnp.round((v + 1) / BIN) * BIN - 1
 
 
 def log_scale(raw: Float[Array, "..."]) -> Float[Array, "..."]:
