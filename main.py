@@ -4,7 +4,6 @@ import functools
 import sys
 from pathlib import Path
 
-import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -15,7 +14,7 @@ from core.train import train as run_training
 from core.workdir import open_workdir, reopen_workdir
 from data import source
 from eval.evaluate import Scorer, in_training, usual
-from pipelines import build, given, sample
+from pipelines import build, draw
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "configs/FILE.py[:variant]")
@@ -34,17 +33,13 @@ def train(config: ConfigDict, path: str) -> None:
   load = functools.cache(functools.partial(source.load, config.data))
   data, held_out = load(config.data.train_split), load(config.data.eval_split)
   build.check_classes(config, data)
-  prompts = sample.prompts_for(config, [], lambda: held_out)
-  labels = sample.labels_for(config, prompts, lambda: held_out)
-  small = given.small_pictures(config, [], prompts, lambda: held_out)
-  each = -(-config.sample.num_images // len(prompts))
-  sampler = sample.sampler(config, family, run, prompts, labels, each, small)
+  folder = Path(path) / "samples"
+  grid = draw.preview(config, family, run, lambda: held_out, folder)
   metrics = tuple(config.eval.train_metrics) or in_training(family)
   scorer = Scorer(config, family, run, Path(path), metrics, load)
   workdir = open_workdir(path, config)
   build.pin(config, workdir)
   build.encode_splits(config, load)
-  grid = sample.preview(sampler, len(prompts), workdir / "samples")
   hooks = [
     # Before what may fail: a checkpoint of a step must not be without its snapshot.
     *snapshots.hooks(config, workdir),
@@ -54,19 +49,15 @@ def train(config: ConfigDict, path: str) -> None:
   run_training(config, family, run, build.train_stream(config, data), workdir, hooks)
 
 
-def draw(config: ConfigDict, path: str) -> None:
+def sample(config: ConfigDict, path: str) -> None:
   """Writes pictures of each --prompt, and of how they form, to samples/."""
   workdir = reopen_workdir(path, config)
   family, run, state = build.trained(config, workdir)
   load = functools.cache(lambda: source.load(config.data, config.data.eval_split))
-  prompts = sample.prompts_for(config, FLAGS.prompt, load)
-  labels = sample.labels_for(config, prompts, load)
-  samples = given.drawer(
-    config, family, run, prompts, labels, FLAGS.image, FLAGS.mask, load
-  )(state)
-  if jax.process_index() == 0:
-    for file in sample.write(samples, prompts, int(state.step), workdir / "samples"):
-      print(file)
+  asked = FLAGS.prompt, FLAGS.image, FLAGS.mask
+  files = draw.request(config, family, run, load, *asked)
+  for file in files(state, workdir / "samples"):
+    print(file)
 
 
 def score(config: ConfigDict, path: str) -> None:
@@ -84,31 +75,20 @@ def prepare(config: ConfigDict, path: str) -> None:
   build.encode_splits(config, functools.partial(source.load, config.data))
 
 
-MODES = {"train": train, "sample": draw, "eval": score, "prepare": prepare}
+MODES = {"train": train, "sample": sample, "eval": score, "prepare": prepare}
 flags.DEFINE_enum("mode", "train", list(MODES), "what to do")
 
 
-def main(argv: list[str]) -> int:
-  """Exit status: 0 done, 2 the user must change something; other faults raise."""
-  try:
-    config = cli.parse(argv)
-    if not FLAGS.workdir and FLAGS.mode != "prepare":
-      raise UserError(f"--mode={FLAGS.mode} needs --workdir=DIR.")
-    parallel.initialize()
-    parallel.keep_freed_memory()
-    cli.be_quiet()
-    MODES[FLAGS.mode](config, FLAGS.workdir)
-  except UserError as error:
-    print(f"taolu: {error}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print(
-      "taolu: interrupted; the same command goes on from the last checkpoint.",
-      file=sys.stderr,
-    )
-    return 130
-  return 0
+def main() -> None:
+  """Does what the command line says."""
+  config = cli.parse(sys.argv)
+  if not FLAGS.workdir and FLAGS.mode != "prepare":
+    raise UserError(f"--mode={FLAGS.mode} needs --workdir=DIR.")
+  parallel.initialize()
+  parallel.keep_freed_memory()
+  cli.be_quiet()
+  MODES[FLAGS.mode](config, FLAGS.workdir)
 
 
 if __name__ == "__main__":
-  cli.leave(main(sys.argv))
+  cli.leave(cli.status(main))

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -41,6 +41,22 @@ def parse(argv: list[str]) -> ConfigDict:
 def be_quiet() -> None:
   """Silences Orbax, which logs at length what it raises as well."""
   logging.set_verbosity(logging.FATAL)
+
+
+def status(command: Callable[[], None]) -> int:
+  """Runs it: 0 done, 2 the user must change something; other faults raise."""
+  try:
+    command()
+  except UserError as error:
+    print(f"taolu: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print(
+      "taolu: interrupted; the same command goes on from the last checkpoint.",
+      file=sys.stderr,
+    )
+    return 130
+  return 0
 
 
 def leave(status: int) -> NoReturn:

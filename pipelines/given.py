@@ -1,6 +1,8 @@
 """Pictures that a user gives: to be enlarged by super-resolution, or edited."""
 
+import itertools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
@@ -91,6 +93,25 @@ def editor(
   given = Given(rows, np.broadcast_to(mask, (size, *mask.shape)))
   draw = sample.batch_sampler(config, family, run, size, given=given)
   return lambda state: draw(state, 0, captions, labels)
+
+
+def names(
+  config: ConfigDict, prompts: Sequence[str], files: Sequence[str]
+) -> list[str]:
+  """What the pictures of each prompt are called, and those made of each of `files`.
+
+  A prompt, or the edit, the picture's own name and the prompt, so that no edit takes
+  the place of another's files.
+  """
+  if not files:
+    return list(prompts)
+  edit = "enlarge" if config.data.low_size else config.sample.edit
+  stems = [Path(file).stem for file in files]
+  if edit == "interpolate":
+    stems = [" ".join(stems)]
+  count = max(len(prompts), len(stems))
+  pairs = zip(itertools.cycle(stems), itertools.cycle(prompts), strict=False)
+  return [f"{edit} {stem} {text}" for stem, text in itertools.islice(pairs, count)]
 
 
 def small_pictures(

@@ -1,9 +1,6 @@
-"""From prompts to pictures: in training as a grid, by request as files."""
+"""Samples of prompts: compiled once, and the same whatever their number."""
 
-import math
-import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +8,12 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from core import arrays
 from core.errors import UserError, unknown
 from core.family import Family, Given, Samples, State, example_keys
 from core.parallel import Parallel
 from data.batches import choose
 from data.dataset import Dataset
-from pipelines import build, pictures
+from pipelines import build
 from text.cond import Cond
 
 Sampler = Callable[[State], Samples]
@@ -136,26 +132,6 @@ def slice_of_process(tree: object) -> object:
   return jax.tree.map(cut, tree)
 
 
-def preview(
-  sampler: Sampler, prompts: int, folder: Path
-) -> Callable[[State], dict[str, float]]:
-  """A training hook that writes a grid, always of the same noise and prompts.
-
-  A row a prompt; a square if all have one picture, or one has all.
-  """
-
-  def run(state: State) -> dict[str, float]:
-    images = sampler(state).images
-    alone = prompts in (1, len(images))
-    columns = math.isqrt(len(images)) if alone else len(images) // prompts
-    if jax.process_index() == 0:
-      file = folder / f"step_{int(state.step):07d}.png"
-      pictures.save(pictures.grid(images, columns), file)
-    return {}
-
-  return run
-
-
 def prompts_for(
   config: ConfigDict, given: Sequence[str], load: Callable[[], Dataset]
 ) -> list[str]:
@@ -209,47 +185,3 @@ def labels_for(
     if prompt not in names:
       raise unknown("prompt", prompt, names)
   return [names[prompt] for prompt in prompts]
-
-
-def write(
-  samples: Samples, prompts: Sequence[str], step: int, folder: Path
-) -> list[Path]:
-  """Writes what was drawn for each prompt; samples are ordered by prompt.
-
-  For each prompt a grid, a film strip and a GIF of the pictures forming, and for
-  all `samples.npz`: images uint8 [n, h, w, c], frames uint8 [k, n, h, w, c],
-  prompts [n], step, nfe [n].
-
-  Raises:
-    UserError: a picture is not finite, or the folder can't be written.
-  """
-  if not np.isfinite(samples.images).all():
-    raise UserError(
-      "some of the pictures are not finite; look at the training loss, lower"
-      " sample.guidance_scale or sample.rtol, or take another sample.sampler."
-    )
-  each = len(samples.images) // len(prompts)
-  files = []
-  for i, prompt in enumerate(prompts):
-    rows = slice(i * each, (i + 1) * each)
-    images, frames = samples.images[rows], samples.frames[:, rows]
-    stem = folder / f"{i:02d}_{slug(prompt)}"
-    files.append(stem.with_suffix(".png"))
-    pictures.save(pictures.grid(images, each, side=128), files[-1])
-    pictures.save(pictures.film(frames), stem.with_name(f"{stem.name}_film.png"))
-    stages = [pictures.grid(frame, each, side=128) for frame in frames]
-    pictures.save_gif(stages, stem.with_suffix(".gif"))
-  arrays.write(
-    folder / "samples.npz",
-    images=pictures.to_uint8(samples.images),
-    frames=pictures.to_uint8(samples.frames),
-    prompts=np.repeat(np.asarray(prompts), each),
-    step=np.asarray(step),
-    nfe=samples.nfe,
-  )
-  return files
-
-
-def slug(prompt: str) -> str:
-  """A prompt as part of a file name: letters of any script, digits, underscores."""
-  return re.sub(r"\W+", "_", prompt).strip("_")[:40] or "sample"

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import base
 from core.errors import UserError
-from pipelines import pictures
+from core.family import Samples
+from pipelines import draw, given, pictures
 
 GAP, GREY = 2, (211, 211, 211)  # CSS lightgrey
 
@@ -97,3 +99,27 @@ def test_a_file_that_cannot_be_written_is_a_sentence(tmp_path):
   for save, picture in [(pictures.save, sheet), (pictures.save_gif, [sheet])]:
     with pytest.raises(UserError, match="cannot write to"):
       save(picture, tmp_path / "file" / "under.png")
+
+
+def test_what_is_made_of_one_picture_leaves_that_of_another(tmp_path):
+  config = base.get_config()
+  config.sample.edit = "reconstruct"
+  samples = Samples(flat(10, 20, 30, 40), flat(1, 2, 3, 4)[None], np.ones(4))
+  for files in (["in/a.png"], ["b.png", "c.png"]):
+    names = given.names(config, ["any"], files)
+    assert len(draw.write(samples, ["any"], names, 7, tmp_path)) == len(files)
+  made = {file.stem for file in tmp_path.glob("*[!m].png")}
+  assert made == {
+    f"0{i}_reconstruct_{a}_any" for i, a in ((0, "a"), (0, "b"), (1, "c"))
+  }
+  # Two of each picture, in order.
+  want = pictures.grid(flat(30, 40), 2, side=128)
+  with Image.open(tmp_path / "01_reconstruct_c_any.png") as found:
+    np.testing.assert_array_equal(found, want)
+  with np.load(tmp_path / "samples.npz") as saved:
+    assert list(saved["prompts"]) == ["any"] * 4
+  assert given.names(config, ["coat", "bag"], []) == ["coat", "bag"]
+  pairs = given.names(config, ["coat", "bag"], ["a.png", "a.png"])
+  assert pairs == ["reconstruct a coat", "reconstruct a bag"]
+  config.sample.edit = "interpolate"
+  assert given.names(config, ["bag"], ["a.png", "b.png"]) == ["interpolate a b bag"]
