@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from text.cond import Cond
 
 Image = Float[Array, "b h w c"]
+Half = Float[Array, "b h w _"]  # of the channels
 Nats = Float[Array, " b"]
 
 
@@ -268,10 +269,10 @@ def squeezed(bijector: Bijector, by: int = 2) -> Bijector:
 def halved(bijector: Bijector) -> Bijector:
   """`bijector` on the first half of the channels; the others stay as they are."""
 
-  def rejoin(first: Image, x: Image) -> Image:
+  def rejoin(first: Half, x: Image) -> Image:
     return jnp.concatenate([first, x[..., x.shape[-1] // 2 :]], axis=-1)
 
-  def half(x: Image) -> Image:
+  def half(x: Image) -> Half:
     return x[..., : x.shape[-1] // 2]
 
   def init(rng: Array, x: Image, cond: Cond) -> tuple[PyTree, Image]:

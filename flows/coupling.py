@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from flows.bijector import Bijector, Image, Nats, single
+from flows.bijector import Bijector, Half, Image, Nats, single
 from text.cond import Cond, guide
 
 Raw = Float[Array, "b h w r"]
@@ -43,7 +43,7 @@ def total(a: Image) -> Nats:
 
 
 def guided(
-  net: nn.Module, params: PyTree, x: Image, cond: Cond, guidance_scale: float
+  net: nn.Module, params: PyTree, x: Image, cond: Cond, guidance_scale: float = 1.0
 ) -> Raw:
   """The network's output as precise as x, extrapolated from the null condition's.
 
@@ -69,7 +69,7 @@ def coupling(
     guidance_scale: of the inverse, when it draws; see `guided`.
   """
 
-  def parts(x: Image) -> tuple[Image, Image, nn.Module]:
+  def parts(x: Image) -> tuple[Half, Half, nn.Module]:
     first, second = jnp.split(x, [-(-x.shape[-1] // 2)], axis=-1)
     return first, second, make_net(second.shape[-1] * g.size)
 
@@ -79,7 +79,7 @@ def coupling(
 
   def forward(params: PyTree, x: Image, cond: Cond) -> tuple[Image, Nats]:
     first, second, net = parts(x)
-    z, logs = g.forward(second, guided(net, params, first, cond, 1))
+    z, logs = g.forward(second, guided(net, params, first, cond))
     return jnp.concatenate([first, z], axis=-1), total(logs)
 
   def inverse(params: PyTree, z: Image, cond: Cond) -> Image:
@@ -111,7 +111,7 @@ def masked_coupling(
 
   def forward(params: PyTree, x: Image, cond: Cond) -> tuple[Image, Nats]:
     net = make_net(x.shape[-1] * g.size)
-    z, logs = g.forward(x, guided(net, params, mask * x, cond, 1))
+    z, logs = g.forward(x, guided(net, params, mask * x, cond))
     return mask * x + (1 - mask) * z, total((1 - mask) * logs)
 
   def inverse(params: PyTree, z: Image, cond: Cond) -> Image:
@@ -150,7 +150,7 @@ def prior(g: Elementwise, guidance_scale: float = 1.0) -> Bijector:
     return net(x).init(rng, x, cond).get("params", {})
 
   def forward(params: PyTree, x: Image, cond: Cond) -> tuple[Image, Nats]:
-    z, logs = g.forward(x, guided(net(x), params, x, cond, 1))
+    z, logs = g.forward(x, guided(net(x), params, x, cond))
     return z, total(logs)
 
   def inverse(params: PyTree, z: Image, cond: Cond) -> Image:
