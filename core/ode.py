@@ -1,4 +1,4 @@
-"""Runge-Kutta methods: explicit ones by their tables, and an adaptive one.
+"""Runge-Kutta methods: explicit ones of equal steps, and an adaptive one.
 
 Dormand and Prince's method, `rk45`, has a step size for every example.
 """
@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from core.noise import per_example
+
+Field = Callable[[PyTree, Float[Array, " n"]], PyTree]  # (y, t) -> dy/dt
 
 
 class Tableau(NamedTuple):
@@ -41,6 +43,51 @@ TABLEAUS = {
 }
 
 
+def fixed(
+  f: Field,
+  y0: PyTree[Float[Array, "n ..."]],
+  t0: float,
+  t1: float,
+  *,
+  method: str,
+  steps: int,
+  show: Callable[[PyTree], PyTree] = lambda y: (),
+) -> tuple[PyTree[Float[Array, "n ..."]], PyTree]:
+  """y(t1) of dy/dt = f(y, t) by equal steps, and `show` of y after each [steps ...].
+
+  The result has a gradient, for whose sake only y at each step is kept and all else is
+  computed again. One loop; f is compiled once.
+
+  Args:
+    f: (y, t [n]) -> dy/dt, as y.
+    y0: the start; every leaf leads with n.
+    t0: where it starts; may be above t1.
+    t1: where it ends.
+    method: a name of `TABLEAUS`.
+    steps: how many.
+    show: y -> what is wanted of it.
+  """
+  first = jax.tree.leaves(y0)[0]
+  n, dtype, h = first.shape[0], first.dtype, (t1 - t0) / steps
+  a, b, c = (jnp.asarray(part, dtype) for part in TABLEAUS[method])
+  size = jnp.full(n, h, dtype)
+
+  def step(y: PyTree, i: Array) -> tuple[PyTree, PyTree]:
+    def stage(k: PyTree, j: Array) -> tuple[PyTree, None]:
+      t = jnp.full(n, t0 + (i + c[j]) * h, dtype)
+      new = f(moved(y, size, weighted(a[j], k)), t)
+      return jax.tree.map(lambda k, new: k.at[j].set(new), k, new), None
+
+    k = jax.tree.map(lambda y: jnp.zeros((len(b), *y.shape), y.dtype), y)
+    k, _ = jax.lax.scan(stage, k, jnp.arange(len(b)))
+    y = moved(y, size, weighted(b, k))
+    return y, show(y)
+
+  # The loop itself keeps what is the same from being computed once.
+  light = jax.checkpoint(step, prevent_cse=False)
+  return jax.lax.scan(light, y0, jnp.arange(steps))
+
+
 # Dormand & Prince 1980; Hairer, Norsett & Wanner 1993, table II.5.2. The last row of A
 # is the weights of order 5, so the last stage is the first of the next step; E is their
 # difference from the weights of order 4.
@@ -58,8 +105,8 @@ E = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 ORDER, SAFETY, SHRINK, GROW = 5, 0.9, 0.2, 10.0
 
 Tolerance = Float[Array, ""] | float
-Field = Callable[[PyTree, Float[Array, " n"]], PyTree]
-# (what was seen, y, dy/dt, t) -> what is seen, at the start of each attempted step.
+# (what was seen, y, dy/dt, t) -> what is seen: at the start of each attempted step, and
+# at the end.
 Watch = Callable[[PyTree, PyTree, PyTree, Float[Array, " n"]], PyTree]
 
 
@@ -188,7 +235,54 @@ def watched(
     lambda s: jnp.any(s.active) & (s.attempts < max_steps), attempt, state
   )
   lost = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), state.y)
-  return chosen(state.t == t1, state.y, lost), state.nfe, state.seen
+  seen = watch(state.seen, state.y, state.slope, state.t)
+  return chosen(state.t == t1, state.y, lost), state.nfe, seen
+
+
+def filmed(
+  f: Field,
+  y0: Float[Array, "n ..."],
+  t0: Float[Array, "#n"],
+  t1: Float[Array, "#n"],
+  frames: int,
+  *,
+  rtol: Tolerance,
+  atol: Tolerance,
+  max_steps: int,
+) -> tuple[Float[Array, "{frames} n ..."], Int[Array, " n"]]:
+  """`rk45` at equal times, the last t1, for no more calls of f.
+
+  Between its steps y is the cubic with their values and slopes (Hermite's; Hairer,
+  Norsett & Wanner 1993, eq. II.6.7).
+  """
+  n, dtype = y0.shape[0], y0.dtype
+  t0, t1 = (jnp.broadcast_to(jnp.asarray(t, dtype), (n,)) for t in (t0, t1))
+  times = t0 + (t1 - t0) * jnp.arange(1, frames + 1, dtype=dtype)[:, None] / frames
+
+  def watch(seen: PyTree, y: Array, slope: Array, t: Array) -> PyTree:
+    film, y0, slope0, before = seen
+    h = t - before
+    between = ((times - before) * h > 0) & ((t - times) * h >= 0)
+    u = (times - before) / jnp.where(h == 0, 1, h)
+    u, wide = (jax.vmap(per_example, (0, None))(a, y) for a in (u, between))
+    h = per_example(h, y)
+    bend = (1 - 2 * u) * (y - y0) + (u - 1) * h * slope0 + u * h * slope
+    at_times = (1 - u) * y0 + u * y + u * (u - 1) * bend
+    return jnp.where(wide, at_times, film), y, slope, t
+
+  blank = jnp.full((frames, *y0.shape), jnp.nan, dtype)
+  y, nfe, (film, *_) = watched(
+    f,
+    y0,
+    t0,
+    t1,
+    watch,
+    (blank, y0, jnp.zeros_like(y0), t0),
+    rtol=rtol,
+    atol=atol,
+    max_steps=max_steps,
+  )
+  return film.at[-1].set(y), nfe
 
 
 def first_step(
