@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
-from core import noise
+from core import levels, noise
 from core.errors import unknown
 from core.family import Batch, Family, Metrics, Spec, check_spec, example_keys
 from core.step import from_loss
@@ -92,7 +92,7 @@ def make(config: ConfigDict, spec: Spec, guide: ConfigDict | None = None) -> Fam
     def vlb(output: Output) -> Float[Array, " b"]:
       x_hat, _ = model.x_eps(output.value, x_t, logsnr)
       nats = likelihood.step(x, x_hat, output.fraction, t, schedule, model.variance)
-      return likelihood.bits(schedule.timesteps * nats, dims)
+      return levels.bits(schedule.timesteps * nats, dims)
 
     def weight(space: str) -> Float[Array, " b"]:
       scaling, sigma_data = schedule.scaling, model.sigma_data
@@ -108,7 +108,7 @@ def make(config: ConfigDict, spec: Spec, guide: ConfigDict | None = None) -> Fam
         nats += likelihood.prior(x, schedule)
         end = schedule.logsnr(jnp.zeros(()))
         nats += likelihood.reconstruction(x, eps, end)
-      return likelihood.bits(nats, dims), {}
+      return levels.bits(nats, dims), {}
     if settings.loss == "vlb":
       return vlb(output), {}
     loss = weight(settings.loss) * error

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
-from core import noise
+from core import levels, noise
 from core.family import Batch, example_keys
 from core.noise import Schedule
 from diffusion import likelihood
@@ -105,7 +105,7 @@ def bounds(config: ConfigDict, model: Model) -> dict[str, Eval]:
       x_t = noise.diffuse(x, eps, logsnr, schedule.scaling)
       x_hat, _ = denoise(x_t, logsnr)
       # |eps - eps_hat|^2 = SNR |x - x_hat|^2
-      error = jnp.exp(logsnr) * likelihood.total((x - x_hat) ** 2)
+      error = jnp.exp(logsnr) * levels.total((x - x_hat) ** 2)
       return (high - low) / 2 * error
 
     return jax.lax.map(stratum, jnp.arange(count)).mean(0)
@@ -129,14 +129,14 @@ def bounds(config: ConfigDict, model: Model) -> dict[str, Eval]:
     schedule, denoise, keys = prepare(params, batch, rng)
     nats, _ = likelihood.ode_nats(
       denoise,
-      likelihood.dequantized(batch["x"], keys[:, 0]),
+      levels.dequantized(batch["x"], keys[:, 0]),
       keys[:, 1],
       schedule,
       probes=settings.ode_probes,
       tolerance=settings.ode_tolerance,
     )
     # From the density of a pixel to the probability of its bin.
-    return nats - dims * math.log(likelihood.BIN)
+    return nats - dims * math.log(levels.BIN)
 
   terms = {
     "bpd_prior": prior,
@@ -148,7 +148,7 @@ def bounds(config: ConfigDict, model: Model) -> dict[str, Eval]:
     return sum(term(params, batch, rng) for term in terms.values())
 
   def in_bits(fn: Eval) -> Eval:
-    return lambda *args: likelihood.bits(fn(*args), dims)
+    return lambda *args: levels.bits(fn(*args), dims)
 
   found = {"bpd": bound, **terms, "bpd_ode": ode}
   return {name: in_bits(fn) for name, fn in found.items()}

@@ -1,7 +1,6 @@
 """How likely a picture is under a diffusion: bounds on it, and its exact value.
 
-All are in nats an example, of a denoiser and a schedule; `bits` turns nats into bits a
-dimension.
+All are in nats an example, of a denoiser and a schedule.
 """
 
 import math
@@ -11,22 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from core import noise
+from core.levels import BIN, total
 from core.noise import Schedule, alpha_sigma, per_example
 from core.ode import rk45
 from diffusion import solvers
 from diffusion.settings import Denoise
-
-BIN = 2 / 255  # width of one of 256 pixel values in [-1, 1]
-
-
-def bits(nats: Float[Array, " b"], dims: int) -> Float[Array, " b"]:
-  """Nats of an example -> bits a dimension."""
-  return nats / (dims * math.log(2))
-
-
-def total(a: Float[Array, "b ..."]) -> Float[Array, " b"]:
-  """The sum over all but the first axis."""
-  return a.reshape(len(a), -1).sum(1)
 
 
 def prior(x: Float[Array, "b ..."], schedule: Schedule) -> Float[Array, " b"]:
@@ -217,14 +205,6 @@ def ode_nats(
   )
   log_normal = -total(y**2) / 2 - dims / 2 * math.log(2 * math.pi)
   return -(log_normal + change + dims * jnp.log(scale)), calls
-
-
-def dequantized(
-  x: Float[Array, "b ..."], keys: Key[Array, " b"]
-) -> Float[Array, "b ..."]:
-  """x + U(-1/2, 1/2) of a pixel value's bin (Theis et al. 2016, section 3.1)."""
-  draw = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:], x.dtype))(keys)
-  return x + (draw - 0.5) * BIN
 
 
 def dims(shape: tuple[int, ...]) -> int:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffusion import evals, likelihood
+from core import levels
+from diffusion import evals
 from tests.exact import MEANS, SPEC, STD, parts
 from text.cond import Cond
 
@@ -20,9 +21,9 @@ MEAN = np.asarray(MEANS)[LABELS][:, None, None, None]
 def batch():
   draw = np.random.default_rng(0).normal(0, STD, (N, *SPEC.shape))
   # Pixel values end at -1 and 1, which the normal distribution does not know.
-  pixels = np.rint((MEAN + np.clip(draw, -0.5, 0.5) + 1) / likelihood.BIN)
+  pixels = np.rint((MEAN + np.clip(draw, -0.5, 0.5) + 1) / levels.BIN)
   return {
-    "x": (pixels * likelihood.BIN - 1).astype(np.float32),
+    "x": (pixels * levels.BIN - 1).astype(np.float32),
     "cond": Cond(label=jnp.asarray(LABELS)),
     "_id": np.arange(N, dtype=np.uint32),
   }
@@ -30,7 +31,7 @@ def batch():
 
 def exact(x):
   """-log2 of a pixel's density times the width of its bin, the mean of each picture."""
-  nats = -stats.norm.logpdf(x, MEAN, STD) - math.log(likelihood.BIN)
+  nats = -stats.norm.logpdf(x, MEAN, STD) - math.log(levels.BIN)
   return nats.mean((1, 2, 3)) / math.log(2)
 
 

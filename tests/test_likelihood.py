@@ -11,6 +11,7 @@ from scipy import integrate, stats
 
 from core import noise
 from core.family import sample_keys
+from core.levels import BIN, bits, dequantized, total
 from core.noise import alpha_sigma, per_example
 from diffusion import likelihood
 
@@ -114,7 +115,7 @@ def continuous(x, schedule, count=4000, denoise=None):
   levels = jnp.tile(logsnr, draws)
   x_t = noise.diffuse(rows, eps.reshape(-1, DIMS), levels, schedule.scaling)
   x_hat, _ = (denoise or mixture(schedule.scaling))(x_t, levels)
-  off = jnp.exp(levels) * likelihood.total((rows - x_hat) ** 2)
+  off = jnp.exp(levels) * total((rows - x_hat) ** 2)
   each = (jnp.tile(weight, draws) * off).reshape(draws, count).mean(1)
   prior = likelihood.prior(jnp.asarray(x)[None], schedule)[0]
   return float(prior + each.mean()), float(each.std() / math.sqrt(draws))
@@ -260,13 +261,13 @@ def test_a_step_is_the_divergence_of_two_normals():
 
 
 def test_the_decoder_is_a_distribution_over_pixel_values():
-  values = jnp.arange(256)[:, None] * likelihood.BIN - 1
+  values = jnp.arange(256)[:, None] * BIN - 1
   for mean, std in [(0.1, 0.05), (-0.99, 0.02), (1.3, 0.4), (0.0, 1e-3)]:
     nats = likelihood.decoder(
       values, jnp.full_like(values, mean), jnp.full_like(values, 2 * math.log(std))
     )
     np.testing.assert_allclose(jnp.exp(-nats).sum(), 1, rtol=1e-4)
-    edges = (np.arange(257) - 0.5) * likelihood.BIN - 1
+    edges = (np.arange(257) - 0.5) * BIN - 1
     edges[[0, -1]] = -np.inf, np.inf
     want = np.diff(stats.norm.cdf(edges, mean, std))
     big = want > 1e-12
@@ -274,9 +275,9 @@ def test_the_decoder_is_a_distribution_over_pixel_values():
 
 
 def test_the_reconstruction_is_the_softmax_over_pixel_values():
-  x = jnp.round((jnp.asarray(X) + 1) / likelihood.BIN) * likelihood.BIN - 1
+  x = jnp.round((jnp.asarray(X) + 1) / BIN) * BIN - 1
   eps = jax.random.normal(jax.random.key(4), x.shape)
-  values = np.arange(256) * likelihood.BIN - 1
+  values = np.arange(256) * BIN - 1
   alpha, sigma = (float(a) for a in alpha_sigma(jnp.asarray(9.0), "vp"))
   seen = np.asarray(alpha * x + sigma * eps)
   logits = stats.norm.logpdf(seen[..., None], alpha * values, sigma)
@@ -288,14 +289,12 @@ def test_the_reconstruction_is_the_softmax_over_pixel_values():
 
 
 def test_dequantized_pictures_stay_in_their_bins():
-  x = jnp.round((jnp.asarray(X) + 1) / likelihood.BIN) * likelihood.BIN - 1
-  near = likelihood.dequantized(x, KEYS)
-  np.testing.assert_allclose(
-    jnp.round((near + 1) / likelihood.BIN) * likelihood.BIN - 1, x, atol=1e-12
-  )
+  x = jnp.round((jnp.asarray(X) + 1) / BIN) * BIN - 1
+  near = dequantized(x, KEYS)
+  np.testing.assert_allclose(jnp.round((near + 1) / BIN) * BIN - 1, x, atol=1e-12)
   assert (near != x).all()
 
 
 def test_bits():
   # A uniform distribution over 256 values has 8 bits a dimension.
-  np.testing.assert_allclose(likelihood.bits(jnp.full(1, 12 * math.log(256)), 12), 8.0)
+  np.testing.assert_allclose(bits(jnp.full(1, 12 * math.log(256)), 12), 8.0)

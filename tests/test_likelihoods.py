@@ -9,10 +9,12 @@ import pytest
 from scipy import stats
 
 from configs import base
+from core import levels
 from core.errors import UserError
 from core.family import sample_keys
+from core.levels import BIN
 from vae import likelihoods
-from vae.logistic import BIN, log_scale
+from vae.logistic import log_scale
 
 KEYS = sample_keys(jax.random.key(0), 3)
 LEVELS = np.arange(256, dtype=np.float32) * np.float32(BIN) - 1
@@ -131,7 +133,7 @@ def test_dequantized_a_density_bounds_the_mass_of_a_level():
     gaps.append(np.log(ends[1] - ends[0]) - bound)
   assert gaps[0] > gaps[1] > gaps[2] > 0
   assert gaps[2] < 1e-3
-  noisy = likelihoods.dequantized(jnp.zeros((3, 50, 50, 1)), KEYS)
+  noisy = levels.dequantized(jnp.zeros((3, 50, 50, 1)), KEYS)
   assert float(jnp.abs(noisy).max()) <= BIN / 2
   np.testing.assert_allclose(noisy.std(), BIN / np.sqrt(12), rtol=0.02)
 

@@ -11,6 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 from scipy import stats
 
+from core import levels
 from core.errors import UserError
 from core.family import Given, Spec, make, sample_keys
 from tests.runs import load_config, random_batch
@@ -128,7 +129,7 @@ def test_beta_warm_up_and_free_bits_by_hand():
   rising = [float(bounds.warmed(0.8, jnp.asarray(i), 4)) for i in (0, 1, 2, 4, 9)]
   np.testing.assert_allclose(rising, [0, 0.2, 0.4, 0.8, 0.8], rtol=1e-6)
   assert bounds.warmed(0.8, jnp.asarray(0), 0) == jnp.float32(0.8)
-  np.testing.assert_allclose(bounds.bits(jnp.array([6 * math.log(2)]), 3), 2)
+  np.testing.assert_allclose(levels.bits(jnp.array([6 * math.log(2)]), 3), 2)
 
 
 def tiny(**fields):

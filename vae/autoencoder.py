@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
+from core import checks, edits
 from core.errors import UserError, unknown
 from core.family import (
   Batch,
@@ -28,7 +29,7 @@ from core.step import Tracked, from_loss
 from nets import build
 from nets.autoencoder import Autoencoder
 from nets.pretrained.lpips import LPIPS
-from vae import bottlenecks, checks, edits, likelihoods, statistics
+from vae import bottlenecks, likelihoods, statistics
 from vae.bottlenecks import Code, Rows
 
 LOSSES = ("l1", "l2", "laplace")
@@ -63,9 +64,9 @@ def make(
   settings, widths = config.vae, config.model.widths
   check_spec(config.family, spec, latents=False)
   checks.refuse_small_pictures(config)
-  checks.refuse(config, latent_dim=0, free_bits=0)
+  checks.refuse(config, "vae", latent_dim=0, free_bits=0)
   if settings.bottleneck not in ("gumbel", "fsq"):
-    checks.refuse(config, evenness=0)
+    checks.refuse(config, "vae", evenness=0)
   if settings.loss not in LOSSES:
     raise unknown("vae.loss", settings.loss, LOSSES)
   if config.text.encoder != "none":

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vae.logistic import total
+from core.levels import total
 
 
 class Posterior(NamedTuple):
@@ -84,8 +84,3 @@ def iwae(
 
   first = log_weight(jnp.asarray(0))
   return jax.lax.scan(add, first, jnp.arange(1, k))[0] - math.log(k)
-
-
-def bits(nats: Float[Array, " b"], dims: int) -> Float[Array, " b"]:
-  """Nats of an example -> bits a dimension."""
-  return nats / (dims * math.log(2))

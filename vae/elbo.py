@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 from ml_collections import ConfigDict
 
+from core import checks
 from core.family import Batch, Codec, Family, Samples, Spec, check_spec, example_keys
+from core.levels import bits
 from core.step import UNTRACKED, from_loss
 from text.cond import Cond
-from vae import bounds, checks
-from vae.bounds import bits
+from vae import bounds
 
 Weights = tuple[PyTree, dict[str, PyTree]]  # parameters, and what `from_loss` tracks
 

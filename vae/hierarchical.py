@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 from ml_collections import ConfigDict
 
+from core import checks, edits
 from core.family import Batch, Family, Given, Samples, Spec, sample_keys
 from nets.groups import Normal
 from text.cond import Cond
-from vae import checks, edits, elbo
+from vae import elbo
 from vae.elbo import Draw, Seen, Weights
 from vae.hierarchy import Model
 
@@ -51,7 +52,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     UserError: settings that are unknown, of no use or do not fit the picture or one
       another.
   """
-  checks.refuse(config, bottleneck="kl", latent_dim=0, evenness=0)
+  checks.refuse(config, "vae", bottleneck="kl", latent_dim=0, evenness=0)
   model, groups = Model(config, spec), sum(config.vae.groups)
 
   def see(

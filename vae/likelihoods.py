@@ -18,7 +18,8 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from core.errors import unknown
-from vae.logistic import BIN, cut_mean, log_mass, log_scale, total
+from core.levels import BIN, dequantized, total
+from vae.logistic import cut_mean, log_mass, log_scale
 
 EPS = 0.1  # of the logit-Laplace map of pixels
 
@@ -64,12 +65,6 @@ def make(vae: ConfigDict, channels: int) -> Likelihood:
   if vae.likelihood not in kinds:
     raise unknown("vae.likelihood", vae.likelihood, kinds)
   return kinds[vae.likelihood](channels)
-
-
-def dequantized(x: Image, keys: Key[Array, " b"]) -> Image:
-  """x + u, u uniform in (-1/2, 1/2) of a level, drawn from each example's key."""
-  draw = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:], x.dtype))(keys)
-  return x + (draw - 0.5) * BIN
 
 
 def bernoulli(channels: int) -> Likelihood:

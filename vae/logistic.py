@@ -1,10 +1,11 @@
-"""The logistic distribution over 256 grey levels, level k at 2k/255 - 1."""
+"""The logistic distribution over the grey levels of `core/levels.py`."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-BIN = 2 / 255  # width of a grey level
+from core.levels import BIN
+
 # Of the logarithm of every scale: from a tenth of a level to a thousand ranges.
 LOW, HIGH = -7.0, 7.0
 
@@ -42,8 +43,3 @@ def cut_mean(
 def log_scale(raw: Float[Array, "..."]) -> Float[Array, "..."]:
   """raw, kept above LOW softly, as Rybkin et al. 2021 do, and below HIGH."""
   return jnp.minimum(LOW + jax.nn.softplus(raw - LOW), HIGH)
-
-
-def total(a: Float[Array, "b ..."]) -> Float[Array, " b"]:
-  """The sum over all but the first axis."""
-  return a.reshape(len(a), -1).sum(1)

@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 from ml_collections import ConfigDict
 
+from core import checks, levels
 from core.errors import UserError, unknown
 from core.family import (
   Batch,
@@ -27,13 +28,13 @@ from core.family import (
   example_keys,
   sample_keys,
 )
+from core.levels import BIN
 from core.step import count_skipped, in_parts, keep_if, updates_done
 from text import encoders
 from text.bytes import VOCAB_SIZE
 from text.cond import Cond
-from vae import bounds, checks, em, likelihoods
+from vae import em
 from vae.em import Mixture, Statistics
-from vae.logistic import BIN
 
 NAME = "generator"
 HASH_BITS = 10  # words are told apart by so many bits
@@ -62,7 +63,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   smoothing = settings.smoothing / config.data.batch_size
 
   def bits(log_p: Float[Array, " b"]) -> Float[Array, " b"]:
-    return bounds.bits(-log_p, dims) - math.log2(BIN)
+    return levels.bits(-log_p, dims) - math.log2(BIN)
 
   def rows(x: Float[Array, "b ..."]) -> Float[Array, "b d"]:
     return jnp.reshape(x, (len(x), dims))
@@ -145,7 +146,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   def bpd(state: State, batch: Batch, rng: Array) -> Float[Array, " b"]:
     keys = example_keys(rng, batch["_id"])
     words = counted(batch["cond"], len(batch["x"]), kinds)
-    x = rows(likelihoods.dequantized(jnp.asarray(batch["x"]), keys))
+    x = rows(levels.dequantized(jnp.asarray(batch["x"]), keys))
     return bits(em.log_conditional(state.ema[NAME], x, words))
 
   evals = {"loss": loss, "bpd": bpd}

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 from ml_collections import ConfigDict
 
+from core import checks, edits
 from core.family import Batch, Codec, Family, Samples, Spec, sample_keys
 from text.cond import Cond
-from vae import checks, edits, elbo
+from vae import elbo
 from vae.elbo import Draw, Seen, Weights
 from vae.network import Model
 
@@ -28,7 +29,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   Raises:
     UserError: settings that are unknown, of no use or do not fit the picture.
   """
-  checks.refuse(config, bottleneck="kl", evenness=0)
+  checks.refuse(config, "vae", bottleneck="kl", evenness=0)
   model = Model(config, spec)
 
   def see(

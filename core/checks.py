@@ -1,4 +1,4 @@
-"""Settings that a family here cannot take, each refused in one sentence."""
+"""Settings that a family cannot take, each refused in one sentence."""
 
 from collections.abc import Iterable
 
@@ -17,7 +17,7 @@ def refuse_guidance(config: ConfigDict) -> None:
 
 
 def refuse_small_pictures(config: ConfigDict) -> None:
-  """Raises UserError for super-resolution, which no family here does."""
+  """Raises UserError for super-resolution, which the family does not do."""
   if config.data.low_size:
     raise UserError(f"{config.family} reads no small picture: set data.low_size to 0.")
 
@@ -28,11 +28,11 @@ def check_edit(config: ConfigDict, edits: Iterable[str]) -> None:
     raise unknown("sample.edit", config.sample.edit, edits)
 
 
-def refuse(config: ConfigDict, **off: object) -> None:
-  """Raises UserError if a field of `config.vae` is not `off`: it would be ignored."""
+def refuse(config: ConfigDict, part: str, **off: object) -> None:
+  """Raises UserError if a field of a part is not `off`: it would be ignored."""
   for field, value in off.items():
-    if config.vae[field] != value:
+    found = config[part][field]
+    if found != value:
       raise UserError(
-        f"{config.family} has no use for vae.{field}={config.vae[field]!r}: set it to"
-        f" {value!r}."
+        f"{config.family} has no use for {part}.{field}={found!r}: set it to {value!r}."
       )
