@@ -137,11 +137,12 @@ def get_config() -> ConfigDict:
   c.sample.guidance_rescale = 0.0  # share that keeps the unguided standard deviation
   c.sample.guide = ""  # workdir of a worse model, for autoguidance
   c.sample.negative_prompt = ""  # what guidance leads away from
+  c.sample.temperature = 1.0  # deviation of the noise that a flow starts from
   c.sample.threshold = "static"  # of the estimate of the clean image; dynamic or none
   c.sample.percentile = 0.995  # of its absolute values, for dynamic
   c.sample.augmentation = 0.1  # noise added to the small picture, in [0, 1]
   # What --image is for: image_to_image, inpaint, invert or interpolate; of an
-  # autoencoder reconstruct or interpolate.
+  # autoencoder or a flow reconstruct or interpolate.
   c.sample.edit = "image_to_image"
   c.sample.strength = 0.6  # share of the steps that image_to_image takes
   c.sample.frames = 8  # of the film of each picture forming
@@ -254,6 +255,24 @@ def vae() -> ConfigDict:
   return v
 
 
+def flow() -> ConfigDict:
+  """Flows (`flows/`); `model.dim` is the width of a coupling's hidden layers.
+
+  `model.remat` makes again, in the backward pass, what a layer was given of what it
+  gave, so that memory does not grow with `steps`; `model.scan` compiles one step.
+  """
+  f = ConfigDict()
+  f.levels = 3  # each halves the picture's sides, and is done with half of its numbers
+  f.steps = 32  # couplings in a row; of glow and nsf at each level
+  f.coupling = "affine"  # or additive, spline
+  f.mixing = "conv_1x1"  # or shuffle, reverse: what lets all channels meet
+  f.bins, f.bound = 8, 3.0  # of spline, which is the identity outside [-bound, bound]
+  f.dequantization = "uniform"  # or variational: its noise is drawn by a small flow
+  f.dequantization_steps = 2  # couplings of that
+  f.draws = 16  # of the noise, in bpd_iwae
+  return f
+
+
 def mixture() -> ConfigDict:
   """A mixture of Gaussians fitted by EM (`vae/mixture.py`)."""
   m = ConfigDict()
@@ -282,6 +301,9 @@ def tiny(c: ConfigDict) -> ConfigDict:
   c.train.steps, c.train.log_every = 4, 1
   c.train.checkpoint_every = c.train.sample_every = c.train.eval_every = 2
   c.sample.num_images, c.sample.steps, c.sample.frames = 4, 4, 2
+  if "flow" in c:
+    c.flow.levels, c.flow.steps = min(c.flow.levels, 2), 2
+    c.flow.bins, c.flow.draws = 4, 2
   if "vae" in c:
     c.vae.codes, c.vae.latent_channels, c.vae.perceptual_weight = 16, 4, 0.0
     c.vae.groups = (1,) * len(c.model.widths)

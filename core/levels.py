@@ -28,3 +28,8 @@ def total(a: Float[Array, "b ..."]) -> Float[Array, " b"]:
 def bits(nats: Float[Array, " b"], dims: int) -> Float[Array, " b"]:
   """Nats of an example -> bits a dimension."""
   return nats / (dims * math.log(2))
+
+
+def log_normal(z: Float[Array, "b ..."]) -> Float[Array, " b"]:
+  """log N(z; 0, I) of each example, in nats."""
+  return -total(z**2 + math.log(2 * math.pi)) / 2

@@ -1,0 +1,186 @@
+"""A family made of a bijector: its exact likelihood is its loss, its inverse draws.
+
+log p(x | y) = log N(z; 0, I) + log |det dz/dx|, z = f(x; y): Dinh et al. 2015 (NICE,
+arXiv:1410.8516), eq. 1. Only the encoder f is learned; the decoder is its inverse.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+from ml_collections import ConfigDict
+
+from core import checks
+from core import edits as editing
+from core.errors import UserError
+from core.family import (
+  Batch,
+  Family,
+  Metrics,
+  Samples,
+  Spec,
+  check_spec,
+  example_keys,
+  sample_keys,
+)
+from core.levels import BIN, bits, log_normal
+from core.step import from_loss
+from flows import dequantization
+from flows.bijector import Bijector, Image, Nats, chain
+from flows.dequantization import Dequantizer
+from nets import build
+from text import encoders
+from text.cond import Cond
+
+
+def family(
+  config: ConfigDict,
+  spec: Spec,
+  make: Callable[[float], Bijector],
+  *,
+  entry: Bijector | None = None,
+  dequantizer: Dequantizer | None = None,
+  nfe: int = 1,
+) -> Family:
+  """The family of a flow.
+
+  The loss is minus the log likelihood in bits a dimension: of the grey levels, by the
+  bound that one draw of dequantizing noise gives, or of latents, whose density it is.
+  The condition is dropped at times (`text.drop`), so that the network knows p(x) too.
+
+  Evals: bpd, as the loss; on request bpd_iwae, the tighter bound of `flow.draws` draws
+  of the noise (Burda et al. 2016, arXiv:1509.00519, eq. 8).
+
+  A sample is the inverse of z ~ N(0, temperature^2 I) (Kingma & Dhariwal 2018, section
+  6.1); its frames are the pictures on the way from z.
+
+  Args:
+    config: the whole config; reads `flow`, `text`, `model`, `sample`.
+    spec: of the pictures, or of latents.
+    make: guidance_scale -> the bijector, guided where it draws.
+    entry: a bijector without parameters before all others, for pixels only; pictures
+      on the way are shown through it.
+    dequantizer: of pixels; uniform by default.
+    nfe: how often a drawn picture calls the network.
+
+  Raises:
+    UserError: tokens, or settings that a flow cannot take.
+  """
+  check_spec(config.family, spec, latents=True)
+  checks.refuse_small_pictures(config)
+  checks.refuse(config, "model", dropout=0.0)
+  scale, dims = config.sample.guidance_scale, math.prod(spec.shape)
+  encoders.check_guidance(config.text, scale)
+  encoder = encoders.make(config.text, build.dtype(config.model))
+  guides = scale != 1 and config.text.encoder != "none"
+  flow, drawing = make(1.0), make(scale if guides else 1.0)
+  noise = dequantizer or dequantization.uniform()
+  if not spec.pixels:
+    noise, entry = dequantization.none(), None
+  entry = entry or chain()  # the identity
+
+  def init(rng: Array, batch: Batch) -> PyTree:
+    text, pixels, keys, own = jax.random.split(rng, 4)
+    x, cond = jnp.asarray(batch["x"]), batch["cond"]
+    params = {"text": encoder.init(text, cond).get("params", {})}
+    encoded = encode(params, cond)
+    params["dequantizer"] = noise.init(pixels, x, encoded)
+    ids = jnp.arange(len(x), dtype=jnp.uint32)
+    x, _ = noise.draw(params["dequantizer"], x, example_keys(keys, ids), encoded)
+    params["flow"] = flow.init(own, entry.forward((), x, encoded)[0], encoded)[0]
+    return params
+
+  def encode(params: PyTree, cond: Cond) -> Cond:
+    return encoder.apply({"params": params["text"]}, cond)
+
+  def log_likelihood(params: PyTree, x: Image, cond: Cond, keys: Array) -> Nats:
+    """Of levels in nats: log p(x + u) - log q(u | x), or of latents log p(x)."""
+    x, log_q = noise.draw(params["dequantizer"], x, keys, cond)
+    x, entered = entry.forward((), x, cond)
+    z, logdet = flow.forward(params["flow"], x, cond)
+    width = dims * math.log(BIN) if spec.pixels else 0.0
+    return log_normal(z) + logdet + entered - log_q + width
+
+  def loss(params: PyTree, batch: Batch, rng: Array) -> tuple[Array, Metrics]:
+    keys = jax.vmap(jax.random.split)(example_keys(rng, batch["_id"]))
+    cond = batch["cond"]
+    if config.text.drop > 0:
+      cond = cond.drop(keys[:, 1], config.text.drop)
+    x = jnp.asarray(batch["x"])
+    found = log_likelihood(params, x, encode(params, cond), keys[:, 0])
+    return bits(-found, dims), {}
+
+  def draws(params: PyTree, batch: Batch, rng: Array) -> Callable[[Array], Nats]:
+    """i -> the log likelihood by draw i of the noise."""
+    x, keys = jnp.asarray(batch["x"]), example_keys(rng, batch["_id"])
+    cond = encode(params, batch["cond"])
+    fold = jax.vmap(jax.random.fold_in, (0, None))
+    return lambda i: log_likelihood(params, x, cond, fold(keys, i))
+
+  def bpd(params: PyTree, batch: Batch, rng: Array) -> Float[Array, " b"]:
+    return bits(-draws(params, batch, rng)(jnp.asarray(0)), dims)
+
+  def bpd_iwae(params: PyTree, batch: Batch, rng: Array) -> Float[Array, " b"]:
+    each, k = draws(params, batch, rng), config.flow.draws
+    found = jax.lax.map(each, jnp.arange(k))
+    return bits(math.log(k) - jax.nn.logsumexp(found, axis=0), dims)
+
+  def form(params: PyTree, z: Image, cond: Cond) -> Samples:
+    """The pictures of z, and the way to them."""
+    encoded = encode(
+      params, cond.with_null() if guides else cond.replace(negative=None)
+    )
+    count, own = config.sample.frames, params["flow"]
+    out = lambda x: shown(entry.inverse((), x, encoded), spec)  # noqa: E731
+    if count == 1:
+      images = out(drawing.inverse(own, z, encoded))
+      frames = images[None]
+    else:
+      stages = jnp.concatenate([z[None], drawing.path(own, z, encoded)])
+      picked = np.linspace(0, len(stages) - 1, count).round().astype(int)
+      frames = jax.lax.map(out, stages[picked])
+      images = frames[-1]
+    return Samples(images, frames, jnp.full(len(z), nfe, jnp.int32))
+
+  def sample(params: PyTree, rng: Array, cond: Cond, n: int) -> Samples:
+    draw = lambda key: jax.random.normal(key, spec.shape)  # noqa: E731
+    z = config.sample.temperature * jax.vmap(draw)(sample_keys(rng, n))
+    return form(params, z, cond)
+
+  def infer(params: PyTree, cond: Cond, images: Image) -> Image:
+    encoded = encode(params, cond)
+    x, _ = entry.forward((), images, encoded)
+    return flow.forward(params["flow"], x, encoded)[0]
+
+  edits = {
+    "reconstruct": editing.reconstruct(infer, form),
+    "interpolate": editing.interpolate(infer, form),
+  }
+  checks.check_edit(config, edits)
+  return from_loss(
+    config,
+    init=init,
+    loss=loss,
+    sample=sample,
+    evals={"bpd": bpd, "bpd_iwae": bpd_iwae},
+    on_request=("bpd_iwae",),
+    edits=edits,
+  )
+
+
+def shown(x: Image, spec: Spec) -> Image:
+  """Pictures are cut to [-1, 1]; latents are not."""
+  return jnp.clip(x, -1, 1) if spec.pixels else x
+
+
+def check_halving(spec: Spec, halvings: int) -> None:
+  """Raises UserError if the sides cannot be halved so often."""
+  height, width, _ = spec.shape
+  if height % 2**halvings or width % 2**halvings:
+    raise UserError(
+      f"pictures of {height}x{width} cannot be halved {halvings} times: set data.size"
+      f" to a multiple of {2**halvings}, or flow.levels to fewer."
+    )
