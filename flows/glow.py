@@ -16,9 +16,9 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   """`flow.levels` levels of `flow.steps` steps, each actnorm, mixing, coupling.
 
   At each level the picture is squeezed; after it, half of the channels are told by the
-  other half as a normal with learned mean and deviation, and done with (arXiv:1807.03039,
-  figure 2b). What is left at the end has such a normal by the condition, which every
-  coupling sees too.
+  other half as a normal with learned mean and deviation, and done with
+  (arXiv:1807.03039, figure 2b). What is left at the end has such a normal by the
+  condition, which every coupling sees too.
 
   Raises:
     UserError: settings that are unknown or do not fit the picture.
