@@ -57,16 +57,11 @@ def none() -> Dequantizer:
 
 
 def variational(make_net: MakeNet, steps: int) -> Dequantizer:
-  """u = f(eps; x), eps ~ N(0, I): Glow's steps that see x, then a sigmoid.
+  """u = f(eps; x), eps ~ N(0, I), by `noise_flow`: Flow++, section 3.1.
 
-  Flow++, section 3.1: log q(u | x) = log N(eps) - log |det du/deps|.
+  log q(u | x) = log N(eps; 0, I) - log |det du/deps|.
   """
-
-  def step(i: Array) -> Bijector:
-    seeing = lambda channels: SeesPicture(make_net(channels))  # noqa: E731
-    return chain(conv_1x1(i), coupling(affine("glow"), seeing))
-
-  flow = chain(squeezed(repeat(step, steps, reversible=False)), sigmoid())
+  flow = noise_flow(make_net, steps)
 
   def seen(x: Image, cond: Cond) -> Cond:
     return cond.replace(image=squeeze(x))
@@ -79,6 +74,16 @@ def variational(make_net: MakeNet, steps: int) -> Dequantizer:
     return x + (u - 0.5) * BIN, log_normal(eps) - logdet
 
   return Dequantizer(lambda rng, x, cond: flow.init(rng, x, seen(x, cond))[0], draw)
+
+
+def noise_flow(make_net: MakeNet, steps: int) -> Bijector:
+  """eps -> u in (0, 1): Glow's steps that see the squeezed picture, then a sigmoid."""
+
+  def step(i: Array) -> Bijector:
+    seeing = lambda channels: SeesPicture(make_net(channels))  # noqa: E731
+    return chain(conv_1x1(i), coupling(affine("glow"), seeing))
+
+  return chain(squeezed(repeat(step, steps, reversible=False)), sigmoid())
 
 
 class SeesPicture(nn.Module):
