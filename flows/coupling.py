@@ -43,7 +43,11 @@ def total(a: Image) -> Nats:
 
 
 def guided(
-  net: nn.Module, params: PyTree, x: Image, cond: Cond, guidance_scale: float = 1.0
+  net: nn.Module,
+  params: PyTree,
+  x: Image,
+  cond: Cond,
+  guidance_scale: float | int = 1.0,
 ) -> Raw:
   """The network's output as precise as x, extrapolated from the null condition's.
 
@@ -59,7 +63,7 @@ def guided(
 
 
 def coupling(
-  g: Elementwise, make_net: MakeNet, guidance_scale: float = 1.0
+  g: Elementwise, make_net: MakeNet, guidance_scale: float | int = 1.0
 ) -> Bijector:
   """The first half of the channels, rounded up, tells how to change the others.
 
@@ -94,7 +98,7 @@ def masked_coupling(
   g: Elementwise,
   make_net: MakeNet,
   mask: Float[Array, "h w 1"],
-  guidance_scale: float = 1.0,
+  guidance_scale: float | int = 1.0,
 ) -> Bijector:
   """z = m x + (1 - m) g(x; net(m x)): RealNVP, eq. 9.
 
@@ -136,7 +140,7 @@ class FromCond(nn.Module):
     return jnp.broadcast_to(raw[:, None, None], (*x.shape[:-1], self.channels))
 
 
-def prior(g: Elementwise, guidance_scale: float = 1.0) -> Bijector:
+def prior(g: Elementwise, guidance_scale: float | int = 1.0) -> Bijector:
   """Every channel is changed as the condition says, the same at every place.
 
   With an affine g, what is left of the picture has a normal prior with a mean and a

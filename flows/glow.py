@@ -1,5 +1,7 @@
 """Glow: flows with invertible 1x1 convolutions (Kingma & Dhariwal 2018)."""
 
+from collections.abc import Callable
+
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
@@ -39,12 +41,10 @@ def multi_scale(
   config: ConfigDict, g: Elementwise, net: MakeNet, guidance_scale: float
 ) -> Bijector:
   """Glow's arrangement of any couplings."""
-  flow = config.flow
+  flow, mix = config.flow, mixing(config.flow.mixing)
 
   def step(i: Array) -> Bijector:
-    return chain(
-      layers.actnorm(), mixing(flow.mixing, i), coupling(g, net, guidance_scale)
-    )
+    return chain(layers.actnorm(), mix(i), coupling(g, net, guidance_scale))
 
   def level(last: bool) -> Bijector:
     steps = repeat(
@@ -59,8 +59,8 @@ def multi_scale(
   return chain(*[at_level(level(i == flow.levels - 1), i) for i in range(flow.levels)])
 
 
-def mixing(kind: str, i: Array) -> Bijector:
-  """What lets all channels meet: section 3.2, and figure 3 for the comparison.
+def mixing(kind: str) -> Callable[[Array], Bijector]:
+  """Which step -> what lets all channels meet: section 3.2, and figure 3.
 
   Raises:
     UserError: unknown kind.
@@ -72,7 +72,7 @@ def mixing(kind: str, i: Array) -> Bijector:
   }
   if kind not in kinds:
     raise unknown("flow.mixing", kind, kinds)
-  return kinds[kind](i)
+  return kinds[kind]
 
 
 def elementwise_of(config: ConfigDict) -> Elementwise:
