@@ -75,11 +75,15 @@ def mixing(kind: str) -> Callable[[Array], Bijector]:
   return kinds[kind]
 
 
-def elementwise_of(config: ConfigDict) -> Elementwise:
-  """Raises UserError if `flow.coupling` is neither affine, additive nor spline."""
+def elementwise_of(config: ConfigDict, affine: str = "glow") -> Elementwise:
+  """What `flow.coupling` names, `affine` being the kind of affine map.
+
+  Raises:
+    UserError: it is neither affine, additive nor spline.
+  """
   flow = config.flow
   kinds = {
-    "affine": lambda: elementwise.affine("glow"),
+    "affine": lambda: elementwise.affine(affine),
     "additive": elementwise.additive,
     "spline": lambda: elementwise.rational_quadratic(flow.bins, flow.bound),
   }
