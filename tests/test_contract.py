@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from core import parallel
 from core.checkpoint import Checkpoints
-from core.family import Family, Spec
+from core.family import Family, Spec, State
 from core.family import make as make_family
 from core.train import train
 from core.workdir import open_workdir
@@ -34,21 +34,27 @@ def prepared(file: str) -> tuple[ConfigDict, Family, parallel.Parallel]:
   config.optim.schedule = "constant"  # its values must not depend on train.steps
   size, channels = config.data.size, config.data.channels
   family = make_family(config, Spec((size, size, channels)))
+  family = family._replace(init=jax.jit(family.init))
   return config, family, parallel.make(config.parallel)
+
+
+def first(file: str) -> State:
+  config, family, run = prepared(file)
+  return family.init(SEED, run.put(random_batch(config)))
 
 
 @functools.cache
 def compiled(file: str) -> parallel.Step:
   config, family, run = prepared(file)
-  state = run.init(family.init, SEED, random_batch(config))
-  return run.compile_step(family.step, state, random_batch(config))
+  return run.compile_step(family.step, first(file), random_batch(config))
 
 
 @pytest.fixture(params=CONFIGS)
 def file(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-  """Each config; its training step is compiled once for all tests."""
+  """Each config; its start and its training step are compiled once for all tests."""
   step = compiled(request.param)
   monkeypatch.setattr(parallel.Parallel, "compile_step", lambda self, *args: step)
+  monkeypatch.setattr(parallel.Parallel, "init", lambda self, init, *args: init(*args))
   return request.param
 
 
@@ -75,8 +81,8 @@ def test_every_variant_fits_together(subtests: pytest.Subtests) -> None:
 
 
 def test_steps_are_finite_and_change_parameters(file: str) -> None:
-  config, family, run = prepared(file)
-  state = run.init(family.init, SEED, random_batch(config))
+  config, *_ = prepared(file)
+  state = first(file)
   before = jax.device_get(state)
   for step in range(2):
     state, metrics = compiled(file)(state, random_batch(config, step), SEED)
@@ -90,7 +96,7 @@ def test_steps_are_finite_and_change_parameters(file: str) -> None:
 def test_samples_and_evals(file: str) -> None:
   config, family, run = prepared(file)
   batch = random_batch(config)
-  state = run.init(family.init, SEED, batch)
+  state = first(file)
   n, shape = config.data.batch_size, batch["x"].shape[1:]
   cond = batch["cond"]
   if config.data.low_size:
