@@ -270,6 +270,11 @@ def flow() -> ConfigDict:
   f.dequantization = "uniform"  # or variational: its noise is drawn by a small flow
   f.dequantization_steps = 2  # couplings of that
   f.draws = 16  # of the noise, in bpd_iwae
+  # ffjord, which has `model.widths`, `blocks` and `patch` in place of the above
+  f.edge = 0.05  # share of (0, 1) at each end that pixels are kept from, for a logit
+  f.ode_method, f.ode_steps = "rk4", 4  # in training; or euler, heun
+  f.kinetic_weight = 0.0  # of the mean of |velocity|^2 / 2 on the way
+  f.jacobian_weight = 0.0  # of its Jacobian's square, likewise
   return f
 
 
@@ -303,7 +308,7 @@ def tiny(c: ConfigDict) -> ConfigDict:
   c.sample.num_images, c.sample.steps, c.sample.frames = 4, 4, 2
   if "flow" in c:
     c.flow.levels, c.flow.steps = min(c.flow.levels, 2), 2
-    c.flow.bins, c.flow.draws = 4, 2
+    c.flow.bins, c.flow.draws, c.flow.ode_steps = 4, 2, 2
   if "vae" in c:
     c.vae.codes, c.vae.latent_channels, c.vae.perceptual_weight = 16, 4, 0.0
     c.vae.groups = (1,) * len(c.model.widths)

@@ -32,12 +32,13 @@ class Solver(NamedTuple):
   Attributes:
     method: rk45, or a name of `core.ode.TABLEAUS`.
     steps: of all methods but rk45.
-    tolerance: of rk45, relative and absolute.
+    rtol, atol: tolerances of rk45, relative and absolute.
   """
 
   method: str = "rk45"
   steps: int = 0
-  tolerance: float = 1e-5
+  rtol: float = 1e-5
+  atol: float = 1e-5
 
 
 class Way(NamedTuple):
@@ -116,14 +117,13 @@ def move(
     return tuple(found)[: len(state)]
 
   if solver.method == "rk45":
-    tolerance = solver.tolerance
     end, _ = ode.rk45(
       slope,
       start,
       jnp.zeros(1),
       jnp.ones(1),
-      rtol=tolerance,
-      atol=tolerance,
+      rtol=solver.rtol,
+      atol=solver.atol,
       max_steps=MAX_ATTEMPTS,
     )
   else:
@@ -131,35 +131,38 @@ def move(
   return Way(*end, *[blank] * (4 - len(end)))
 
 
-def back(
+def travel(
   velocity: Callable[[Image, Nats], Image],
-  z: Image,
+  x: Image,
   solver: Solver,
   stages: int,
+  *,
+  start: float = 1.0,
 ) -> tuple[Float[Array, "{stages} b h w c"], Int[Array, " b"]]:
-  """(x_t on the way from z to the picture, the last; calls of the velocity).
+  """(x_t at `stages` times from x to the other end; calls of the velocity).
 
-  At equal times, or, of a solver of equal steps, at the nearest of its steps.
+  The times are equal, or, of a solver of equal steps, those of its steps that come
+  next. Backwards from z at t = 1, or forwards if `start` is 0.
   """
+  end = 1 - start
   if solver.method == "rk45":
-    tolerance = solver.tolerance
     return ode.filmed(
       velocity,
-      z,
-      jnp.ones(1),
-      jnp.zeros(1),
+      x,
+      jnp.full(1, start),
+      jnp.full(1, end),
       stages,
-      rtol=tolerance,
-      atol=tolerance,
+      rtol=solver.rtol,
+      atol=solver.atol,
       max_steps=MAX_ATTEMPTS,
     )
   method, steps = solver.method, solver.steps
   _, film = ode.fixed(
-    velocity, z, 1.0, 0.0, method=method, steps=steps, show=lambda x: x
+    velocity, x, start, end, method=method, steps=steps, show=lambda x: x
   )
   places = [-(-(i + 1) * steps // stages) - 1 for i in range(stages)]
   calls = steps * len(ode.TABLEAUS[method].c)
-  return film[jnp.asarray(places)], jnp.full(len(z), calls, jnp.int32)
+  return film[jnp.asarray(places)], jnp.full(len(x), calls, jnp.int32)
 
 
 def at(
@@ -207,9 +210,9 @@ def continuous(
     return found.z, found.logdet
 
   def path(params: PyTree, z: Image, cond: Cond) -> Float[Array, "k b h w c"]:
-    return back(at(net, params, cond, guidance_scale), z, solver, stages)[0]
+    return travel(at(net, params, cond, guidance_scale), z, solver, stages)[0]
 
   def inverse(params: PyTree, z: Image, cond: Cond) -> Image:
-    return back(at(net, params, cond, guidance_scale), z, solver, 1)[0][-1]
+    return travel(at(net, params, cond, guidance_scale), z, solver, 1)[0][-1]
 
   return Bijector(start, forward, inverse, path)

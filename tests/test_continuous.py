@@ -9,16 +9,20 @@ import numpy as np
 import pytest
 from scipy.linalg import expm
 
+from configs.flows import ffjord as config_file
 from core import ode
+from core.errors import UserError
+from core.family import Given, Spec, make
 from flows import continuous
 from flows.bijector import chain
 from flows.continuous import Solver
 from nets.velocity import ConvVelocity
+from tests.runs import random_batch
 from text.cond import Cond
 
 KEY = jax.random.key(0)
 SHAPE = (2, 1, 2)  # of a picture: four numbers
-RK45 = Solver("rk45", tolerance=1e-8)
+RK45 = Solver("rk45", rtol=1e-8, atol=1e-8)
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +160,7 @@ def test_the_gradient_that_trains_is_that_of_the_exact_density():
 @pytest.mark.parametrize("solver", [RK45, Solver("rk4", 12)])
 def test_the_path_is_where_the_flow_is_at_equal_times(solver):
   velocity = continuous.at(curved, PARAMS, Cond())
-  film, calls = jax.jit(lambda z: continuous.back(velocity, z, solver, 4))(X)
+  film, calls = jax.jit(lambda z: continuous.travel(velocity, z, solver, 4))(X)
   assert film.shape == (4, *X.shape)
   for i, t in enumerate([0.75, 0.5, 0.25, 0.0]):
     want, _ = jax.jit(
@@ -169,7 +173,7 @@ def test_the_path_is_where_the_flow_is_at_equal_times(solver):
     np.testing.assert_array_equal(calls, [48] * 3)
     return
   # The film costs nothing, and changes nothing.
-  picture, alone = jax.jit(lambda z: continuous.back(velocity, z, solver, 1))(X)
+  picture, alone = jax.jit(lambda z: continuous.travel(velocity, z, solver, 1))(X)
   np.testing.assert_array_equal(calls, alone)
   np.testing.assert_allclose(picture[0], film[-1], rtol=1e-12)
   assert ((alone - 2) % 6 == 0).all()
@@ -206,9 +210,7 @@ def test_the_network_starts_at_zero_and_reads_time_and_each_condition():
   params = jax.jit(net.init)(KEY, x, t, cond)
   run = jax.jit(net.apply)
   np.testing.assert_array_equal(run(params, x, t, cond), np.zeros_like(x))
-  leaves, form = jax.tree.flatten(params)
-  leaves = [a + 0.1 * draw(i, *a.shape).astype(a.dtype) for i, a in enumerate(leaves)]
-  params = jax.tree.unflatten(form, leaves)
+  params = moved_by_noise(params, 0.1)
   y = run(params, x, t, cond)
   assert y.shape == x.shape
   assert y.dtype == jnp.float32
@@ -222,3 +224,70 @@ def test_the_network_starts_at_zero_and_reads_time_and_each_condition():
   # A pixel is told of the whole picture.
   far = np.abs(run(params, x.at[0, 0, 0].add(1), t, cond) - y)
   assert far[0, -1, -1].max() > 0
+
+
+def config_of(**fields: object):
+  config = config_file.get_config("tiny")
+  config.data.size, config.model.widths, config.model.patch = 2, (4,), 1
+  config.text.drop = 0.0
+  for name, value in fields.items():
+    group, field = name.split("__")
+    config[group][field] = value
+  return config
+
+
+def moved_by_noise(tree, by: float):
+  leaves, form = jax.tree.flatten(tree)
+  noise = [by * draw(i, *a.shape).astype(a.dtype) for i, a in enumerate(leaves)]
+  return jax.tree.unflatten(form, [a + n for a, n in zip(leaves, noise, strict=True)])
+
+
+def test_the_family_scores_exactly_or_by_signs_and_counts_what_it_calls():
+  tight = {"eval__ode_tolerance": 1e-6, "sample__rtol": 1e-6, "sample__atol": 1e-6}
+  with jax.enable_x64(False):
+    spec, batch = Spec((2, 2, 1)), random_batch(config_of())
+    exact, signed, fixed = (
+      make(config_of(**tight, **fields), spec)
+      for fields in (
+        {"eval__ode_probes": 0, "sample__frames": 3},
+        {"eval__ode_probes": 200},
+        {"sample__sampler": "heun", "sample__steps": 6, "sample__frames": 4},
+      )
+    )
+    state = jax.jit(exact.init)(KEY, batch)
+    state = state.replace(ema=moved_by_noise(state.ema, 0.5))
+    scores = [
+      jax.jit(family.evals["bpd"])(state, batch, KEY) for family in (exact, signed)
+    ]
+    # The same noise in the pixels, and 200 signs for a trace of 4 numbers.
+    np.testing.assert_allclose(*scores, atol=0.1)
+    assert np.abs(scores[0] - scores[1]).max() > 1e-4
+    assert "bpd_iwae" in exact.evals
+    assert "bpd_iwae" not in signed.evals
+
+    pictures = batch["x"][:3]
+    given = Given(jnp.asarray(pictures), jnp.ones((3, 2, 2, 1)))
+    cond = jax.tree.map(lambda a: a[:3], batch["cond"])
+    samples = jax.jit(exact.edits["reconstruct"])(state, KEY, cond, given)
+    np.testing.assert_allclose(samples.images, pictures, atol=1e-3)
+    np.testing.assert_array_equal(samples.images, samples.frames[-1])
+    assert samples.frames.shape == (3, 3, 2, 2, 1)
+    assert ((samples.nfe - 2) % 6 == 0).all()
+    drawn = jax.jit(fixed.sample, static_argnums=3)(state, KEY, cond, 3)
+    assert drawn.frames.shape == (4, 3, 2, 2, 1)
+    np.testing.assert_array_equal(drawn.nfe, [12] * 3)
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"flow__ode_method": "rk45"}, "flow.ode_method"),
+    ({"sample__sampler": "ddim"}, "sample.sampler"),
+    ({"model__blocks": (1, 2)}, "model.blocks"),
+    ({"model__widths": (4, 4, 4)}, "data.size"),
+    ({"flow__coupling": "spline"}, "flow.coupling"),
+  ],
+)
+def test_settings_refused(fields, message):
+  with pytest.raises(UserError, match=message):
+    make(config_of(**fields), Spec((2, 2, 1)))
