@@ -60,8 +60,8 @@ def rates(
   """d/dt of all of a `Way`: f, tr J, |f|^2 / 2 and |J|^2, J the Jacobian of f in x.
 
   With `mean` over random signs e, tr J is the mean of e . J e (Hutchinson's estimate;
-  Grathwohl et al. 2019, arXiv:1810.01367, eq. 7) and |J|^2, the sum of its squares, the
-  mean of |J e|^2; with `sum` over `basis` both are exact.
+  Grathwohl et al. 2019, arXiv:1810.01367, section 3.1) and |J|^2, the sum of its
+  squares, the mean of |J e|^2; with `sum` over `basis` both are exact.
   """
   value, push = jax.linearize(lambda x: velocity(x, t), x)
 

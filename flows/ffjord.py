@@ -28,7 +28,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
 
   The loss has the log-determinant by one draw of signs an example, and two more terms,
   in the mean over dimensions and time: `flow.kinetic_weight` times |f|^2 / 2 and
-  `flow.jacobian_weight` times |J|^2 (RNODE, eq. 9). bpd is by rk45, with
+  `flow.jacobian_weight` times |J|^2 (RNODE). bpd is by rk45, with
   `eval.ode_probes` draws of signs, or exact with 0. A sample takes `sample.sampler`,
   rk45 or `sample.steps` equal steps of another.
 

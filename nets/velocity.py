@@ -8,49 +8,64 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from nets.unet import Conv
+from nets.layers import Dense
 from text.cond import Cond
 
 
+def neighbours(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c9"]:
+  """Each pixel with the eight around it, 0 beyond the picture.
+
+  A linear map of it is a 3x3 convolution. XLA has no fast gradient of a convolution
+  inside a loop on CPUs (some 25 times slower than outside), but it has of a product.
+  """
+  b, h, w, c = x.shape
+  padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  views = [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
+  return jnp.concatenate(views, axis=-1)
+
+
 class ConcatSquash(nn.Module):
-  """y = conv(x) sigmoid(gate) + shift, a gate and a shift a channel, linear in `vec`.
+  """y = layer(x) sigmoid(gate) + shift, a gate and a shift a channel, linear in `vec`.
 
   The layer of FFJORD (Grathwohl et al. 2019, arXiv:1810.01367) in which time gates what
-  a convolution says; smooth, as the solvers of an ODE need.
+  a 3x3 convolution, or a linear map of each pixel, says.
 
   Attributes:
     features: channels of the output.
-    stride: of the 3x3 convolution.
+    wide: a convolution; else a linear map.
     dtype: of the computation; the parameters are float32.
-    kernel_init: of the convolution and of the linear map.
+    kernel_init: of the layer, and of what makes the gate and the shift.
   """
 
   features: int
-  stride: int = 1
+  wide: bool = True
   dtype: DTypeLike = jnp.float32
   kernel_init: Callable = nn.initializers.lecun_normal()
 
   @nn.compact
   def __call__(
     self, x: Float[Array, "b h w c"], vec: Float[Array, "b e"]
-  ) -> Float[Array, "b h2 w2 {self.features}"]:
-    conv = Conv(
-      self.features,
-      strides=self.stride,
-      dtype=self.dtype,
-      kernel_init=self.kernel_init,
-      name="conv",
-    )
-    linear = nn.Dense(
-      2 * self.features, dtype=self.dtype, kernel_init=self.kernel_init, name="time"
-    )
-    vec = linear(vec)
+  ) -> Float[Array, "b h w {self.features}"]:
+    own = {"dtype": self.dtype, "kernel_init": self.kernel_init}
+    x = neighbours(x) if self.wide else x
+    layer = Dense(self.features, name="layer", **own)
+    vec = nn.Dense(2 * self.features, name="time", **own)(vec)
     gate, shift = jnp.split(vec[:, None, None], 2, axis=-1)
-    return conv(x) * jax.nn.sigmoid(gate) + shift
+    return layer(x) * jax.nn.sigmoid(gate) + shift
+
+
+def gather(y: Float[Array, "b h w c"], by: int) -> Float[Array, "b h2 w2 d"]:
+  """Each square of by x by pixels becomes one pixel.
+
+  A linear map of it is a convolution with this stride.
+  """
+  b, h, w, c = y.shape
+  y = y.reshape(b, h // by, by, w // by, by, c).transpose(0, 1, 3, 2, 4, 5)
+  return y.reshape(b, h // by, w // by, by**2 * c)
 
 
 def spread(y: Float[Array, "b h w c"], by: int) -> Float[Array, "b h2 w2 d"]:
-  """Each pixel becomes by x by pixels of c / by^2 channels."""
+  """Each pixel becomes by x by pixels of c / by^2 channels: the inverse of `gather`."""
   b, h, w, c = y.shape
   y = y.reshape(b, h, w, by, by, c // by**2).transpose(0, 1, 3, 2, 4, 5)
   return y.reshape(b, h * by, w * by, c // by**2)
@@ -67,8 +82,8 @@ class ConvVelocity(nn.Module):
   Attributes:
     widths: channels at each resolution.
     blocks: layers at each resolution, on each way.
-    patch: stride of the first convolution; the picture's sides are multiples of
-      patch 2^(len(widths) - 1).
+    patch: side of the square of pixels that is one at the first resolution; the
+      picture's sides are multiples of patch 2^(len(widths) - 1).
     dtype: of the computation; the parameters are float32.
   """
 
@@ -86,21 +101,21 @@ class ConvVelocity(nn.Module):
     if cond.pooled is not None:
       vec = jnp.concatenate([vec, cond.pooled.astype(jnp.float32)], axis=-1)
 
-    def layer(y: Array, features: int, stride: int, name: str) -> Array:
-      squash = ConcatSquash(features, stride, self.dtype, name=name)
+    def layer(y: Array, features: int, wide: bool, name: str) -> Array:
+      squash = ConcatSquash(features, wide, self.dtype, name=name)
       return jax.nn.softplus(squash(y, vec))
 
     y, skips = x, []
     for i, width in enumerate(self.widths):
-      y = layer(y, width, 2 if i else self.patch, f"down_{i}")
+      y = layer(gather(y, 2 if i else self.patch), width, i == 0, f"down_{i}")
       for j in range(self.blocks):
-        y = layer(y, width, 1, f"down_{i}_{j}")
+        y = layer(y, width, True, f"down_{i}_{j}")
       skips.append(y)
     for i, width in reversed(list(enumerate(self.widths[:-1]))):
-      up = nn.Dense(4 * width, dtype=self.dtype, name=f"up_{i}")(y)
+      up = Dense(4 * width, dtype=self.dtype, name=f"up_{i}")(y)
       y = skips[i] + spread(up, 2)
       for j in range(self.blocks):
-        y = layer(y, width, 1, f"up_{i}_{j}")
+        y = layer(y, width, True, f"up_{i}_{j}")
     last = ConcatSquash(
       self.patch**2 * x.shape[-1],
       dtype=self.dtype,
