@@ -88,6 +88,6 @@ LOCK = --universal --python-version 3.11 --fork-strategy fewest --no-annotate -q
   --custom-compile-command 'make lock' $(UPGRADE)
 
 clean:
-	rm -rf .venv .venv-parity .venv-lock .cache .pytest_cache .ruff_cache \
+	rm -rf .venv .venv-parity .venv-lock .cache .pytest_cache .ruff_cache .hypothesis \
 	  .import_linter_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

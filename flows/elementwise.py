@@ -147,7 +147,8 @@ def rational_quadratic(
     b = height * first - bend
     c = -mean * above
     root = jnp.sqrt(jnp.maximum(b**2 - 4 * a * c, 0))
-    x = left + width * 2 * c / (-b - root)
+    at = jnp.clip(2 * c / (-b - root), 0, 1)  # rounding must not leave the bin
+    x = left + width * at
     return jnp.where(abs(z) <= bound, x, z)
 
   return Elementwise(3 * bins - 1, forward, inverse)
