@@ -44,7 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
       openmoji(c)
       c.data.languages, c.data.batch_size = ("en", "zh", "ja"), 512
       c.text.max_tokens = 48
-      c.mixture.components, c.mixture.rank = 100, 4
+      c.mixture.components, c.mixture.rank = 40, 3
       c.train.steps = 500
       c.sample.prompts = (
         "red heart",
