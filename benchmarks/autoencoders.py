@@ -4,8 +4,8 @@
 
 Each RUN is a workdir that `--mode=eval` has scored, all of one data set. Prints a table
 of all and makes OUT.png, a row of held-out pictures and then a row of what each RUN
-makes of them, and OUT_samples.png, a row of what each RUN draws itself. A row is blank
-where a RUN has none.
+makes of them, and OUT_samples.png, a row of what each RUN draws itself. A RUN without
+reconstructions has no row among them.
 """
 
 import json
@@ -39,16 +39,14 @@ SHOWN = 16  # pictures a row
 def main(out: Path, *runs: Path) -> None:
   """Reads the runs, writes the files."""
   config = ConfigDict(json.loads((runs[0] / "config.json").read_text()))
-  side, channels = config.data.size, config.data.channels
-  blank = np.full((SHOWN, side, side, channels), 255, np.uint8)
   lines, rows, drawn = [["run", *COLUMNS], ["---"] * (1 + len(COLUMNS))], [], []
   for run in runs:
     found = json.loads((run / "eval.json").read_text())["scores"]
     lines.append([run.name, *(value(found, start) for start in COLUMNS.values())])
     for name, shown in (("reconstructed", rows), ("eval", drawn)):
       file = run / "samples" / f"{name}.npz"
-      made = arrays.read(file, "images")["images"] if file.exists() else blank
-      shown.append(made[:SHOWN])
+      if file.exists():
+        shown.append(arrays.read(file, "images")["images"][:SHOWN])
   for line in lines:
     print(f"| {' | '.join(line)} |")
   held_out = source.load(config.data, config.data.eval_split)
