@@ -15,10 +15,11 @@ os.environ["XLA_FLAGS"] = (
   " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
   " --xla_cpu_parallel_codegen_split_count=1"
 )
-# Compiled programs are kept, so that the second run of the tests is fast.
+# Compiled programs are kept, small ones too: files and processes have many in common,
+# and the second run of the tests is fast.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("TAOLU_CACHE", str(ROOT / ".cache" / "taolu"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

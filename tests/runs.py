@@ -112,5 +112,6 @@ def environment(devices: int = 1) -> dict[str, str]:
 
 def largest_difference(a: object, b: object) -> float:
   """Over all leaves of two trees."""
+  a, b = jax.device_get((a, b))
   differences = jax.tree.map(lambda x, y: float(np.max(np.abs(x - y), initial=0)), a, b)
   return float(np.max(jax.tree.leaves(differences)))  # NaN if any is

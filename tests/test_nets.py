@@ -60,10 +60,10 @@ kind = pytest.mark.parametrize("make", list(KINDS.values()), ids=list(KINDS))
 
 def shuffled(params):
   """Parameters with noise on top, so that nothing hides behind a zero."""
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  return tree.unflatten(
-    [p + 0.2 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+  draw = np.random.default_rng(1)
+  return jax.tree.map(
+    lambda p: p + 0.2 * draw.normal(size=p.shape).astype(p.dtype),
+    jax.device_get(params),
   )
 
 
@@ -152,7 +152,7 @@ def test_null_condition_is_well_defined(make):
   y = run(make(), params, x, logsnr, null)
   grads = derivatives(make())(params, x, logsnr, null, y)
   for leaf in jax.tree.leaves(grads):
-    assert jnp.isfinite(leaf).all()
+    assert np.isfinite(leaf).all()
   # What the null condition's sequence holds makes no difference.
   other = null.replace(seq=cond.seq)
   np.testing.assert_array_equal(run(make(), params, x, logsnr, other), y)
@@ -174,7 +174,7 @@ def test_infinite_logsnr_is_finite(make):
   params = shuffled(fresh(make()))
   y = run(make(), params, x, logsnr, cond)
   for leaf in jax.tree.leaves(derivatives(make())(params, x, logsnr, cond, y)):
-    assert jnp.isfinite(leaf).all()
+    assert np.isfinite(leaf).all()
   same = run(make(), params, x, jnp.clip(logsnr, -20, 20), cond)
   np.testing.assert_array_equal(y, same)
 
@@ -233,7 +233,7 @@ def test_memory_and_compile_options_change_no_number(make, options):
   (_, y2), grads2 = value_and_grad(make(dropout=0.3, **options))(params)
   np.testing.assert_allclose(y2, y, atol=2e-5)
   for a, b in zip(jax.tree.leaves(grads2), jax.tree.leaves(grads), strict=True):
-    np.testing.assert_allclose(a, b, atol=1e-5 + 1e-4 * jnp.abs(b).max())
+    np.testing.assert_allclose(a, b, atol=1e-5 + 1e-4 * np.abs(b).max())
 
 
 @kind
@@ -277,7 +277,7 @@ def test_every_parameter_gets_a_gradient(make):
   g = jax.random.normal(KEY, (4, 8, 8, 2))
   grads, *_ = derivatives(make())(shuffled(fresh(make())), *inputs(), g)
   for path, leaf in jax.tree.leaves_with_path(grads):
-    assert (leaf != 0).any(), path
+    assert np.any(np.asarray(leaf) != 0), path
 
 
 def joint_by_hand(params, x, y, mask, vec, heads):
@@ -622,7 +622,7 @@ def test_encoder_ignores_padding_and_order():
     return (module.apply(params, x, mask) ** 2).mean()
 
   for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(params)):
-    assert jnp.isfinite(leaf).all()
+    assert np.isfinite(leaf).all()
 
 
 def test_attention_by_hand():
@@ -683,8 +683,9 @@ def test_group_norm_does_not_take_a_shift_away():
   y = several(params, x + shift).mean(axis=(1, 2))
   assert (jnp.diff(y.reshape(2, 2, 4)) > 0.5).all()
   for c in range(1, 260):  # and the groups come out even
-    params = {"params": {"scale": jnp.ones(c), "bias": jnp.zeros(c)}}
-    jax.eval_shape(several, params, jnp.zeros((1, 1, 1, c)))
+    each = jax.ShapeDtypeStruct((c,), jnp.float32)
+    params = {"params": {"scale": each, "bias": each}}
+    jax.eval_shape(several, params, jax.ShapeDtypeStruct((1, 1, 1, c), jnp.float32))
 
 
 def test_dropout_keeps_the_mean_and_the_rate():

@@ -354,8 +354,8 @@ def shrunk(picture: Image.Image, amount: int) -> Image.Image:
 
 def test_the_default_net_sees_growing_damage() -> None:
   """Noise, blur and downsampling of real pictures: the more, the farther."""
-  net, pictures = features.load("efficientnet_lite0"), emoji(64)
-  compiled = features.Extractor(net, ONE, "clean", 32)
+  net, pictures = features.load("efficientnet_lite0"), emoji(32)
+  compiled = features.Extractor(net, ONE, "clean", 16)
 
   def extract(chosen: list[Image.Image]) -> Features:
     pixels = np.stack([np.asarray(picture) for picture in chosen])
