@@ -142,7 +142,7 @@ def get_config() -> ConfigDict:
   c.sample.percentile = 0.995  # of its absolute values, for dynamic
   c.sample.augmentation = 0.1  # noise added to the small picture, in [0, 1]
   # What --image is for: image_to_image, inpaint, invert or interpolate; of an
-  # autoencoder or a flow reconstruct or interpolate.
+  # autoencoder reconstruct or interpolate, of a flow interpolate.
   c.sample.edit = "image_to_image"
   c.sample.strength = 0.6  # share of the steps that image_to_image takes
   c.sample.frames = 8  # of the film of each picture forming
