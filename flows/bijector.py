@@ -184,7 +184,8 @@ def undo(
 ) -> tuple[Image, PyTree, Image, Cond]:
   """From z and the slopes of a loss in (z, logdet): x, and its slopes before.
 
-  Part by part, so that a coupling's network runs once for x and for the slopes.
+  Part by part: so the compiler sees that a coupling's network is the same one for x and
+  for the slopes, and runs it once. A masked coupling's runs twice.
 
   Args:
     bijector: what made z.
