@@ -41,11 +41,11 @@ SIZE, LEVELS, STEPS, HIDDEN, BATCH, RATE = 32, 3, 8, 128, 16, 1e-4
 Run = Callable[[], None]
 
 
-def ours(reversible: bool) -> tuple[Run, Run, int]:
+def ours(reversible: bool, scan: bool) -> tuple[Run, Run, int]:
   """(a training step, a batch of samples, the number of parameters)."""
   config = glow_config.get_config()
   config.flow.levels, config.flow.steps, config.model.dim = LEVELS, STEPS, HIDDEN
-  config.model.remat = reversible
+  config.model.remat, config.model.scan = reversible, scan
   flow: Bijector = glow.multi_scale(
     config, elementwise.affine("glow"), glow.conditioner(config), 1.0
   )
@@ -118,7 +118,12 @@ def seconds(run: Run) -> float:
 def main(rounds: str = "10") -> None:
   """Prints a table: seconds, and the ratio."""
   parallel.keep_freed_memory()
-  parts = {"stored": ours(False), "reversible": ours(True), "normflows": theirs()}
+  parts = {
+    "unrolled": ours(reversible=False, scan=False),
+    "reversible": ours(reversible=True, scan=False),
+    "scanned": ours(reversible=False, scan=True),
+    "normflows": theirs(),
+  }
   print(f"{torch.get_num_threads()} threads, float32, {rounds} rounds in turn")
   for name, (*_, count) in parts.items():
     print(f"{name:12}{count / 1e6:6.2f}M parameters")

@@ -83,7 +83,8 @@ def small(c: ConfigDict) -> None:
   """A small flow and a short training, for CPUs."""
   c.data.size, c.data.batch_size = 32, 32
   c.flow.levels, c.flow.steps, c.model.dim = 3, 4, 48
-  c.model.remat = False
+  # A CPU takes gradients of convolutions slowly inside a loop.
+  c.model.remat = c.model.scan = False
   c.optim.learning_rate, c.optim.warmup_steps, c.optim.schedule = 2e-3, 100, "cosine"
   c.optim.ema, c.optim.ema_decay = "warmup", 0.995
   c.train.steps = 1000
