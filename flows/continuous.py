@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from core import ode
+from core.levels import total
 from flows.bijector import Bijector, Image, Nats
-from flows.coupling import total
 from text.cond import Cond, guide
 
 MAX_ATTEMPTS = 10_000  # steps of rk45

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from core.levels import total
 from flows.bijector import Bijector, Half, Image, Nats, single
 from text.cond import Cond, guide
 
@@ -35,11 +36,6 @@ class Elementwise(NamedTuple):
 
 # How many channels it gives -> a network (x, encoded Cond) -> [b, h, w, channels].
 MakeNet = Callable[[int], nn.Module]
-
-
-def total(a: Image) -> Nats:
-  """The sum over each example."""
-  return a.reshape(len(a), -1).sum(1)
 
 
 def guided(

@@ -42,6 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
     case "latents":
       fashion_mnist(c)
       c.data.codec, c.flow.levels, c.flow.steps = "runs/kl", 2, 12
+      c.sample.threshold = "none"
     case "tiny":
       openmoji32(c)
       base.tiny(c)
