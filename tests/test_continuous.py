@@ -279,8 +279,10 @@ def test_the_family_scores_exactly_or_by_signs_and_counts_what_it_calls():
     pictures = batch["x"][:3]
     given = Given(jnp.asarray(pictures), jnp.ones((3, 2, 2, 1)))
     cond = jax.tree.map(lambda a: a[:3], batch["cond"])
-    samples = jax.jit(exact.edits["reconstruct"])(state, KEY, cond, given)
-    np.testing.assert_allclose(samples.images, pictures, atol=1e-3)
+    # The ends of the line between two pictures are those pictures.
+    samples = jax.jit(exact.edits["interpolate"])(state, KEY, cond, given)
+    ends = np.asarray(samples.images)[[0, -1]]
+    np.testing.assert_allclose(ends, pictures[[0, -1]], atol=1e-3)
     np.testing.assert_array_equal(samples.images, samples.frames[-1])
     assert samples.frames.shape == (3, 3, 2, 2, 1)
     assert ((samples.nfe - 2) % 6 == 0).all()
