@@ -3,10 +3,13 @@
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from core.errors import UserError, unknown
+
+# Parameters with weight decay, by name: of linear maps, convolutions and tables.
+DECAYS = ("kernel", "embedding", "positions")
 
 
 def learning_rate(optim: ConfigDict, steps: int) -> optax.Schedule:
@@ -48,18 +51,21 @@ def make(optim: ConfigDict, steps: int) -> optax.GradientTransformation:
   """Clip by global norm (if `grad_clip` > 0), then AdamW (Adam at weight_decay 0).
 
   Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2, whose
-  lambda is `learning_rate * weight_decay`. Weight decay leaves vectors (biases,
-  norm scales) alone.
+  lambda is `learning_rate * weight_decay`. What `DECAYS` does not name, such as biases
+  and norms' scales, does not decay, be it of one layer or stacked over many.
   """
   parts = []
   if optim.grad_clip > 0:
     parts.append(optax.clip_by_global_norm(optim.grad_clip))
   parts.append(optax.scale_by_adam(optim.b1, optim.b2, optim.eps))
   if optim.weight_decay > 0:
-    parts.append(optax.add_decayed_weights(optim.weight_decay, _matrices))
+    parts.append(optax.add_decayed_weights(optim.weight_decay, _decays))
   parts.append(optax.scale_by_learning_rate(learning_rate(optim, steps)))
   return optax.chain(*parts)
 
 
-def _matrices(params: PyTree) -> PyTree:
-  return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+def _decays(params: PyTree) -> PyTree:
+  def named(path: tuple, leaf: Array) -> bool:
+    return getattr(path[-1], "key", None) in DECAYS
+
+  return jax.tree_util.tree_map_with_path(named, params)

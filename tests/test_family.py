@@ -9,6 +9,7 @@ from configs import base
 from core import family, optim
 from core import step as steps
 from core.errors import UserError
+from nets.transformer import Block, Blocks
 
 KEY = jax.random.key(1)
 
@@ -261,7 +262,7 @@ def adamw(params, grads, *, learning_rates, clip, decay, b1=0.9, b2=0.999, eps=1
       m[k] = b1 * m[k] + (1 - b1) * g
       v[k] = b2 * v[k] + (1 - b2) * g**2
       direction = m[k] / (1 - b1**t) / (np.sqrt(v[k] / (1 - b2**t)) + eps)
-      wanted = decay if params[k].ndim > 1 else 0  # matrices only
+      wanted = decay if k == "kernel" else 0
       params[k] = params[k] - lr * (direction + wanted * params[k])
   return params
 
@@ -276,7 +277,7 @@ def test_updates_are_adamw_on_clipped_gradients(clip):
     warmup_steps=2,
   ).optim
   rng = np.random.default_rng(0)
-  params = {"w": rng.normal(size=(3, 2)), "b": rng.normal(size=2)}
+  params = {"kernel": rng.normal(size=(3, 2)), "bias": rng.normal(size=2)}
   # The first gradients are shorter than the clip, the others longer.
   grads = [
     {k: size * rng.normal(size=p.shape) for k, p in params.items()}
@@ -293,6 +294,24 @@ def test_updates_are_adamw_on_clipped_gradients(clip):
     updates, state = update(jax.tree.map(jnp.asarray, grad), state, got)
     got = jax.tree.map(jnp.add, got, updates)
   assert_close(got, want, rtol=2e-5)
+
+
+def test_the_same_leaves_decay_in_one_layer_and_in_a_stack():
+  config = make_config(learning_rate=1.0, warmup_steps=0, weight_decay=0.5).optim
+  tx, x = optim.make(config, 10), jnp.ones((1, 3, 8))
+
+  def decayed(net):
+    params = net.init(KEY, x)["params"]
+    ones, none = (jax.tree.map(f, params) for f in (jnp.ones_like, jnp.zeros_like))
+    updates, _ = tx.update(none, tx.init(ones), ones)
+    leaves = jax.tree_util.tree_leaves_with_path(updates)
+    return {tuple(key.key for key in path): float(a.mean()) for path, a in leaves}
+
+  one = decayed(Block(heads=2))
+  stack = {path[1:]: by for path, by in decayed(Blocks(depth=3, heads=2)).items()}
+  assert stack == one
+  assert {by for path, by in one.items() if path[-1] == "kernel"} == {-0.5}
+  assert {by for path, by in one.items() if path[-1] != "kernel"} == {0.0}
 
 
 STEPS, WARMUP, PEAK = 50, 10, 0.3

@@ -16,6 +16,8 @@ Variants:
   :tiny           seconds; what tests use.
 """
 
+from collections.abc import Callable
+
 from ml_collections import ConfigDict
 
 from configs import base
@@ -29,25 +31,16 @@ def get_config(variant: str = "") -> ConfigDict:
   c.data.name, c.data.batch_size, c.text.encoder = "cifar10", 64, "none"
   c.model.dim = 512
   match variant:
-    case "":
-      pass
     case "imagenet64":
       c.data.name, c.data.size = "downsampled_imagenet/64x64", 64
       c.data.eval_split, c.data.batch_size = "validation", 128
       c.flow.levels, c.flow.steps = 4, 48
-    case "fashion_mnist":
-      fashion_mnist(c)
-    case "openmoji32":
-      openmoji32(c)
     case "latents":
       fashion_mnist(c)
       c.data.codec, c.flow.levels, c.flow.steps = "runs/kl", 2, 12
       c.sample.threshold = "none"
-    case "tiny":
-      openmoji32(c)
-      base.tiny(c)
     case _:
-      raise base.unknown_variant(variant, VARIANTS)
+      on_cpu(c, variant, VARIANTS)
   return c
 
 
@@ -63,6 +56,33 @@ def flow(family: str) -> ConfigDict:
   c.sample.guidance_scale, c.sample.edit = 1.0, "interpolate"
   c.eval.num_images = 0
   return c
+
+
+def on_cpu(
+  c: ConfigDict,
+  variant: str,
+  known: tuple[str, ...],
+  own: Callable[[ConfigDict], None] = lambda c: None,
+) -> None:
+  """The variants that all flows have; `own` are a flow's small networks.
+
+  Raises:
+    ValueError: the variant is not one of `known`.
+  """
+  match variant:
+    case "":
+      pass
+    case "fashion_mnist":
+      fashion_mnist(c)
+      own(c)
+    case "openmoji32":
+      openmoji32(c)
+      own(c)
+    case "tiny":
+      openmoji32(c)
+      base.tiny(c)
+    case _:
+      raise base.unknown_variant(variant, known)
 
 
 def fashion_mnist(c: ConfigDict) -> None:

@@ -13,7 +13,6 @@ Variants:
 
 from ml_collections import ConfigDict
 
-from configs import base
 from configs.flows import glow
 
 VARIANTS = ("large", "fashion_mnist", "openmoji32", "tiny")
@@ -31,21 +30,10 @@ def get_config(variant: str = "") -> ConfigDict:
   c.optim.warmup_steps, c.optim.b2 = 25_000, 0.95
   c.optim.weight_decay = 1e-5 / 3e-4  # theirs is not times the learning rate
   match variant:
-    case "":
-      pass
     case "large":
       c.flow.steps, c.model.depth = 64, 5
-    case "fashion_mnist":
-      glow.fashion_mnist(c)
-      small(c)
-    case "openmoji32":
-      glow.openmoji32(c)
-      small(c)
-    case "tiny":
-      glow.openmoji32(c)
-      base.tiny(c)
     case _:
-      raise base.unknown_variant(variant, VARIANTS)
+      glow.on_cpu(c, variant, VARIANTS, small)
   return c
 
 

@@ -15,7 +15,6 @@ Variants:
 
 from ml_collections import ConfigDict
 
-from configs import base
 from configs.flows import glow
 
 VARIANTS = ("fashion_mnist", "openmoji32", "tiny")
@@ -32,20 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
   c.optim.learning_rate, c.optim.warmup_steps, c.optim.schedule = 5e-4, 0, "cosine"
   c.optim.grad_clip = 0.0
   c.train.steps = 200_000
-  match variant:
-    case "":
-      pass
-    case "fashion_mnist":
-      glow.fashion_mnist(c)
-      small(c)
-    case "openmoji32":
-      glow.openmoji32(c)
-      small(c)
-    case "tiny":
-      glow.openmoji32(c)
-      base.tiny(c)
-    case _:
-      raise base.unknown_variant(variant, VARIANTS)
+  glow.on_cpu(c, variant, VARIANTS, small)
   return c
 
 

@@ -15,7 +15,6 @@ Variants:
 
 from ml_collections import ConfigDict
 
-from configs import base
 from configs.flows import glow
 
 VARIANTS = ("imagenet32", "fashion_mnist", "openmoji32", "tiny")
@@ -30,23 +29,12 @@ def get_config(variant: str = "") -> ConfigDict:
   c.model.dim, c.model.blocks = 64, 8
   c.optim.grad_clip = 100.0
   match variant:
-    case "":
-      pass
     case "imagenet32":
       c.data.name, c.data.eval_split = "downsampled_imagenet/32x32", "validation"
       c.data.flip = False
       c.flow.levels, c.model.dim, c.model.blocks = 4, 32, 4
-    case "fashion_mnist":
-      glow.fashion_mnist(c)
-      small(c)
-    case "openmoji32":
-      glow.openmoji32(c)
-      small(c)
-    case "tiny":
-      glow.openmoji32(c)
-      base.tiny(c)
     case _:
-      raise base.unknown_variant(variant, VARIANTS)
+      glow.on_cpu(c, variant, VARIANTS, small)
   return c
 
 
