@@ -103,12 +103,12 @@ def openmoji32(c: ConfigDict) -> None:
 def small(c: ConfigDict) -> None:
   """A small flow and a short training, for CPUs."""
   c.data.size, c.data.batch_size = 32, 32
-  c.flow.levels, c.flow.steps, c.model.dim = 3, 4, 48
+  c.flow.levels, c.flow.steps, c.model.dim = 3, 8, 64
   # A CPU takes gradients of convolutions slowly inside a loop.
   c.model.remat = c.model.scan = False
   c.optim.learning_rate, c.optim.warmup_steps, c.optim.schedule = 2e-3, 100, "cosine"
   c.optim.ema, c.optim.ema_decay = "warmup", 0.995
-  c.train.steps = 1000
-  c.train.sample_every = c.train.checkpoint_every = c.train.eval_every = 500
+  c.train.steps = 2000
+  c.train.sample_every = c.train.checkpoint_every = c.train.eval_every = 1000
   c.sample.num_images, c.sample.temperature = 40, 0.8
   c.eval.num_images = 2000

@@ -37,6 +37,6 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def small(c: ConfigDict) -> None:
   """Networks for CPUs."""
-  c.flow.levels, c.flow.steps, c.flow.bins = 3, 3, 8
-  c.model.dim, c.model.blocks = 24, 1
+  c.flow.levels, c.flow.steps = 3, 6
+  c.model.dim, c.model.blocks = 32, 1
   c.optim.grad_clip = 1.0
