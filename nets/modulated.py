@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from nets.resample import conv, doubled_conv, halved, halved_conv
 
-# What the mapping's learning rate is, as a part of the others' (StyleGAN, appendix B).
+# The mapping's learning rate as a part of the others' (Karras et al. 2019, appendix C).
 MAPPING_RATE = 0.01
 
 NORMAL, ZEROS = nn.initializers.normal(1.0), nn.initializers.zeros
@@ -139,7 +139,7 @@ def modulated(
 class StyledConv(nn.Module):
   """leaky(modulated 3x3 convolution + strength * noise + b); s = A(w), biased to 1.
 
-  One strength for all, which starts at zero, as in section 2.1.
+  One strength for all pixels and channels, which starts at zero.
 
   Attributes:
     features: channels of the output.
