@@ -59,17 +59,25 @@ def test_a_constant_stays_one_inside():
   assert (resample.halved(one)[:, 1:-1, 1:-1] == 1).all()
 
 
-@pytest.mark.parametrize(
-  ("make", "shape"),
-  [
-    (resample.doubled_conv, (3, 3, 6, 5)),
-    (resample.halved_conv, (3, 3, 6, 5)),
-    (resample.grouped_conv, (3, 3, 2, 6)),
-  ],
-  ids=["doubled", "halved", "grouped"],
-)
-def test_both_forms_of_a_convolution_agree(make, shape, monkeypatch):
-  x, kernel = normal(0, 2, 8, 8, 6), normal(1, *shape)
+CONVOLUTIONS = {
+  resample.doubled_conv: ((3, 3, 6, 5), "lhs_dilate = [2, 2]"),
+  resample.halved_conv: ((3, 3, 6, 5), "stride = [2, 2]"),
+  resample.grouped_conv: ((3, 3, 2, 6), "feature_group_count = 3"),
+}
+
+
+@pytest.mark.parametrize("make", CONVOLUTIONS)
+def test_accelerators_get_the_form_with_fewer_products(make):
+  shape, mark = CONVOLUTIONS[make]
+  traced = jax.jit(make).trace(normal(0, 2, 8, 8, 6), normal(1, *shape))
+  for platform in ("cpu", "tpu", "cuda"):
+    lowered = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert (mark in lowered) == (platform != "cpu")
+
+
+@pytest.mark.parametrize("make", CONVOLUTIONS)
+def test_both_forms_of_a_convolution_agree(make, monkeypatch):
+  x, kernel = normal(0, 2, 8, 8, 6), normal(1, *CONVOLUTIONS[make][0])
   here = make(x, kernel)
   other = lambda *args, cpu, default: default(*args)  # noqa: E731
   monkeypatch.setattr(jax.lax, "platform_dependent", other)
