@@ -108,7 +108,7 @@ def small(c: ConfigDict) -> None:
   c.model.remat = c.model.scan = False
   c.optim.learning_rate, c.optim.warmup_steps, c.optim.schedule = 2e-3, 100, "cosine"
   c.optim.ema, c.optim.ema_decay = "warmup", 0.995
-  c.train.steps = 2000
-  c.train.sample_every = c.train.checkpoint_every = c.train.eval_every = 1000
+  c.train.steps = 1000
+  c.train.sample_every = c.train.checkpoint_every = c.train.eval_every = 500
   c.sample.num_images, c.sample.temperature = 40, 0.8
   c.eval.num_images = 2000

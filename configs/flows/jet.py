@@ -43,3 +43,4 @@ def small(c: ConfigDict) -> None:
   # constant background, of one grey level, has to become some 440 times as large.
   c.flow.steps = 20
   c.model.dim, c.model.depth, c.model.heads, c.model.patch = 48, 1, 2, 4
+  c.optim.learning_rate = 4e-3
