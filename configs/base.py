@@ -138,6 +138,9 @@ def get_config() -> ConfigDict:
   c.sample.guide = ""  # workdir of a worse model, for autoguidance
   c.sample.negative_prompt = ""  # what guidance leads away from
   c.sample.temperature = 1.0  # deviation of the noise that a flow starts from
+  # Noise of a GAN beyond it is drawn anew; of StyleGAN2 the styles' distance from their
+  # mean is multiplied by it; 0 for neither.
+  c.sample.truncation = 0.0
   c.sample.threshold = "static"  # of the estimate of the clean image; dynamic or none
   c.sample.percentile = 0.995  # of its absolute values, for dynamic
   c.sample.augmentation = 0.1  # noise added to the small picture, in [0, 1]
@@ -278,6 +281,37 @@ def flow() -> ConfigDict:
   return f
 
 
+def gan() -> ConfigDict:
+  """GANs (`gan/`); `optim` is the generator's optimizer, with its EMA."""
+  g = ConfigDict()
+  g.generator = "dcgan"  # dcgan, resnet, stylegan2 or r3gan, as wide as model.widths
+  g.latent_dim = 128  # numbers of noise a picture is made of
+  g.critic = "dcgan"  # or resnet, stylegan2, r3gan, patch
+  g.widths = (64, 128, 256)  # channels of the critic after each halving
+  # nonsaturating, minimax, least_squares, hinge, wasserstein or relativistic
+  g.loss = "nonsaturating"
+  g.weight = 1.0  # of the critic's term, beside the loss that a family has itself
+  g.adaptive = False  # scale that term to the gradient of the other
+  g.start = 0  # updates before it counts
+  g.critic_steps = 1  # updates of the critic, each by a part of the batch
+  g.learning_rate = 0.0  # of the critic; 0 for optim.learning_rate
+  g.mismatch = 0.0  # share of real pictures with another's text among what is wrong
+  # Penalties: gradients at real (r1) and fake pictures (r2), of WGAN-GP, and of styles.
+  g.r1 = g.r2 = g.gradient_penalty = g.path_length = 0.0
+  g.penalty_every, g.path_every = 1, 8  # updates; rarer is as much stronger
+  g.spectral_norm = "none"  # or critic, both
+  g.augment = "none"  # what the critic sees: or diff, ada, noise
+  g.policy = ("color", "translation", "cutout")  # of diff
+  g.augment_target, g.augment_kimg = 0.6, 500.0  # of ada and noise: how it adapts
+  # dcgan
+  g.norm = True  # batch norm in the critic
+  # resnet
+  g.chunks = False  # noise for every block
+  g.init = "xavier"  # or orthogonal
+  g.extra = 2  # blocks of the critic that do not halve
+  return g
+
+
 def mixture() -> ConfigDict:
   """A mixture of Gaussians fitted by EM (`vae/mixture.py`)."""
   m = ConfigDict()
@@ -309,6 +343,8 @@ def tiny(c: ConfigDict) -> ConfigDict:
   if "flow" in c:
     c.flow.levels, c.flow.steps = min(c.flow.levels, 2), 2
     c.flow.bins, c.flow.draws, c.flow.ode_steps = 4, 2, 2
+  if "gan" in c:
+    c.gan.latent_dim, c.gan.widths = 8, (8, 16)
   if "vae" in c:
     c.vae.codes, c.vae.latent_channels, c.vae.perceptual_weight = 16, 4, 0.0
     c.vae.groups = (1,) * len(c.model.widths)

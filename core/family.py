@@ -74,6 +74,62 @@ class Codec(NamedTuple):
   decode: Callable[[Any, Array], Array]
 
 
+class Tracked(NamedTuple):
+  """What training changes without a gradient, such as a codebook of means.
+
+  init: (rng, params, batch) -> tracked, a dict.
+  update: (tracked, sums, rng) -> tracked; `sums` are the loss's third result, added
+    up over microbatches and devices.
+  """
+
+  init: Callable[[Array, PyTree, Batch], dict[str, PyTree]]
+  update: Callable[[dict[str, PyTree], PyTree, Array], dict[str, PyTree]]
+
+
+class Watch(NamedTuple):
+  """The range in which a metric is healthy, and a sentence for when it is not."""
+
+  low: float
+  high: float
+  advice: str
+
+
+class Play(NamedTuple):
+  """What a generator shows a critic of a batch, and what it has to say itself.
+
+  losses: of each example, to which the critic's term is added.
+  reals, fakes: pictures of the data, and of the generator, in pairs.
+  metrics: of each example.
+  sums: over the rows, for `Tracked`.
+  context: a picture that both are seen beside, such as what they were noised to.
+  logsnr: how much noise both have.
+  """
+
+  losses: Float[Array, " b"]
+  reals: Float[Array, "b h w c"]
+  fakes: Float[Array, "b h w c"]
+  metrics: Metrics = {}
+  sums: PyTree = ()
+  context: Float[Array, "b h w d"] | None = None
+  logsnr: Float[Array, " b"] | None = None
+
+
+class Objective(NamedTuple):
+  """What a family trains, in a form that a critic can be added to (`gan/`).
+
+  init: (rng, batch) -> params.
+  play: ((params, tracked), batch, rng, axis) -> Play; `axis` as in `Family.step`.
+    tracked["updates"] counts the updates done.
+  tracked: what else training changes; None for nothing.
+  last: the path of the kernel that makes the picture, in params.
+  """
+
+  init: Callable[[Array, Batch], PyTree]
+  play: Callable[..., Play]
+  tracked: Tracked | None = None
+  last: tuple[str, ...] = ()
+
+
 class Family(NamedTuple):
   """A method of generating images.
 
@@ -86,6 +142,8 @@ class Family(NamedTuple):
   edits: name -> ((state, rng, cond, given) -> Samples), e.g. inpainting.
   codecs: name -> Codec; 'latents' are real-valued, 'tokens' whole numbers.
   averages: whether `State.ema` averages the weights as `config.optim` says.
+  objective: for a critic to be added to; None where it cannot be.
+  watched: metric -> what it should not leave in training, and what to do then.
   """
 
   init: Callable[[Array, Batch], State]
@@ -96,6 +154,8 @@ class Family(NamedTuple):
   edits: Mapping[str, Callable[[State, Array, Any, Given], Samples]] = {}
   codecs: Mapping[str, Codec] = {}
   averages: bool = True
+  objective: Objective | None = None
+  watched: Mapping[str, Watch] = {}
 
 
 def make(config: ConfigDict, spec: Spec, **parts: Any) -> Family:

@@ -1,7 +1,7 @@
 """The training step of a family with one network and one loss."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,23 +10,21 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ml_collections import ConfigDict
 
 from core import ema, optim
-from core.family import Batch, Codec, Family, Given, Metrics, Samples, State
+from core.family import (
+  Batch,
+  Codec,
+  Family,
+  Given,
+  Metrics,
+  Objective,
+  Samples,
+  State,
+  Tracked,
+)
 
 # (params, batch, rng) -> the loss and the metrics of each example, and see `Tracked`.
 Loss = Callable[[PyTree, Batch, Array], tuple]
 Sums = tuple[Metrics, list[PyTree]]  # over unmasked rows
-
-
-class Tracked(NamedTuple):
-  """What training changes without a gradient, such as a codebook of means.
-
-  init: (rng, params, batch) -> tracked, a dict.
-  update: (tracked, sums, rng) -> tracked; `sums` are the loss's third result, added
-    up over microbatches and devices.
-  """
-
-  init: Callable[[Array, PyTree, Batch], dict[str, PyTree]]
-  update: Callable[[dict[str, PyTree], PyTree, Array], dict[str, PyTree]]
 
 
 UNTRACKED = Tracked(lambda rng, params, batch: {}, lambda tracked, sums, rng: tracked)
@@ -43,6 +41,7 @@ def from_loss(
   edits: Mapping[str, Callable[[PyTree, Array, Any, Given], Samples]] = {},
   codecs: Mapping[str, Codec] = {},
   tracked: Tracked | None = None,
+  objective: Objective | None = None,
   name: str = "generator",
 ) -> Family:
   """A family with one network and one optimizer.
@@ -65,6 +64,7 @@ def from_loss(
     tracked: what else training changes. With it all functions above but `init` take
       (params, tracked) in place of params, where tracked["updates"] counts the updates
       done, and the loss has a third result: sums over its unmasked rows.
+    objective: as `Family.objective`.
     name: the network's key in the state's dicts.
   """
   tx = optim.make(config.optim, config.train.steps)
@@ -170,6 +170,7 @@ def from_loss(
       )
       for key, codec in codecs.items()
     },
+    objective=objective,
   )
 
 

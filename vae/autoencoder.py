@@ -21,11 +21,12 @@ from core.family import (
   Family,
   Samples,
   Spec,
+  Tracked,
   check_spec,
   example_keys,
   sample_keys,
 )
-from core.step import Tracked, from_loss
+from core.step import from_loss
 from nets import build
 from nets.autoencoder import Autoencoder
 from nets.pretrained.lpips import LPIPS

@@ -1,0 +1,1 @@
+"""Configs of GANs, one file a method."""

@@ -1,0 +1,323 @@
+"""A critic on top of any family, and the step that trains both.
+
+Goodfellow et al. 2014 (arXiv:1406.2661), algorithm 1: `gan.critic_steps` updates of the
+critic, then one of the generator, which also has the loss that its family gives it.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key, PyTree
+from ml_collections import ConfigDict
+
+from core import checks, ema, optim
+from core.errors import UserError
+from core.family import Batch, Family, Metrics, Play, State, Watch, example_keys
+from core.step import count_skipped, keep_if, updates_done
+from gan import losses, penalties
+from gan.critic import Critic
+from text.cond import Cond
+
+WATCHED = {
+  "diversity": Watch(
+    0.2, 10.0, "the generator draws nearly the same picture, or noise, for all"
+  ),
+  "critic_accuracy": Watch(
+    0.0, 0.995, "the critic is never wrong, so the generator may learn nothing of it"
+  ),
+}
+
+
+def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
+  """`family`, its generator judged by `critic` in training; all else stays as it is.
+
+  The critic minimises `gan.loss` and the penalties of `config.gan`; the generator its
+  own loss + w `gan.weight` times its side of `gan.loss`. w is 1, or with `gan.adaptive`
+  |grad of its own loss| / (|grad of the critic's term| + 1e-4), at most 1e4, both by
+  the last layer (VQGAN, Esser et al. 2021, arXiv:2012.09841, eq. 7), and it is 0 for
+  `gan.start` updates.
+
+  A batch is cut into `gan.critic_steps` parts, one an update of the critic; the
+  generator is updated by the first. All rows of a batch count.
+
+  Metrics: the losses, critic_accuracy (how often a real picture has a higher logit than
+  the fake one beside it), diversity (the mean distance of two fakes over that of two
+  real pictures), strength (of augmentation) and those of the family.
+
+  Args:
+    config: the whole config; reads `gan`, `optim`, `train.steps`, `data.batch_size`.
+    family: with an objective.
+    critic: what judges.
+
+  Raises:
+    UserError: settings that are unknown or do not go together.
+  """
+  gan, objective, parts = config.gan, family.objective, config.gan.critic_steps
+  loss = losses.make(gan.loss)
+  checks.refuse(config, "optim", microbatches=1)
+  if config.data.batch_size % (2 * parts):
+    raise UserError(
+      f"data.batch_size={config.data.batch_size} must be a multiple of twice"
+      f" gan.critic_steps={parts}: each update of the critic takes a part, in pairs."
+    )
+  check_penalties(gan)
+  steps = config.train.steps
+  tx, schedule = optim.make(config.optim, steps), optim.learning_rate(config.optim, steps)
+  rival = critic_optim(config)
+  rival_tx = optim.make(rival, steps * parts)
+  averages = ema.make(config.optim, config.data.batch_size)
+
+  def init(rng: Array, batch: Batch) -> State:
+    own, other, tracking = jax.random.split(rng, 3)
+    params = objective.init(own, batch)
+    extra = {"skipped": jnp.zeros(2, jnp.int32)}
+    if objective.tracked is not None:
+      extra["tracked"] = objective.tracked.init(tracking, params, batch)
+    state = State(jnp.zeros((), jnp.int32), {"generator": params}, {}, {}, extra)
+    play = objective.play(weights(state, params), batch, rng, None)
+    judging, extra["critic"] = critic.init(other, play, batch["cond"])
+    return state.replace(
+      params={"generator": params, "critic": judging},
+      opt={"generator": tx.init(params), "critic": rival_tx.init(judging)},
+      ema=averages.init({"generator": params}),
+      extra=extra,
+    )
+
+  def weights(state: State, params: PyTree) -> PyTree:
+    return params, {**state.extra.get("tracked", {}), "updates": updates_done(state)}
+
+  def update_critic(
+    state: State, batch: Batch, rng: Array, axis: str | None, count: Array
+  ) -> tuple[tuple[PyTree, PyTree, PyTree], Metrics]:
+    """(params, opt, extra) of the critic after its update number `count`."""
+    playing, looking = jax.random.split(rng)
+    play = objective.play(
+      weights(state, state.params["generator"]), batch, playing, axis
+    )
+    keys = example_keys(looking, batch["_id"])
+    before, extra = state.params["critic"], state.extra["critic"]
+    cond, strength = batch["cond"], extra["strength"]
+
+    def total(params: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, PyTree]]:
+      ready, moved = critic.ready(params, extra)
+
+      def judge(x: Array, branch: int, cond: Cond = cond) -> Float[Array, "b ..."]:
+        own = jax.vmap(jax.random.fold_in, (0, None))(keys, branch)
+        return critic.judge(ready, x, cond, play, own, strength, axis)
+
+      real, fake = judge(play.reals, 0), judge(play.fakes, 1)
+      found = losses.mean(loss.critic(real, fake))
+      if gan.mismatch:
+        # Reed et al. 2016 (arXiv:1605.05396), algorithm 1: a real picture with the
+        # text of another is as wrong as a fake one.
+        wrong = judge(play.reals, 2, jax.tree.map(neighbours, cond))
+        mismatched = losses.mean(loss.critic(real, wrong))
+        found = (1 - gan.mismatch) * found + gan.mismatch * mismatched
+      metrics = {
+        "critic_loss": found,
+        "critic_accuracy": losses.mean((real > fake).astype(jnp.float32)),
+        "critic_real": losses.mean(real),
+        "critic_fake": losses.mean(fake),
+        "confidence": losses.mean(jnp.sign(real)),
+        **penalise(judge, play, keys, count),
+      }
+      loss_and_penalty = found + metrics["penalty"]
+      sums = jax.tree.map(jnp.sum, metrics)
+      return jnp.sum(loss_and_penalty), (sums, moved)
+
+    grads, (sums, moved) = jax.grad(total, has_aux=True)(before)
+    metrics, grads = mean((sums, grads), len(batch["x"]), axis)
+    updates, opt = rival_tx.update(grads, state.opt["critic"], before)
+    confidence = metrics.pop("confidence")
+    if gan.augment in ("ada", "noise"):
+      size = config.data.batch_size // parts
+      moved = moved | {
+        "strength": augment.adjust(
+          strength, confidence, size, gan.augment_target, gan.augment_kimg
+        )
+      }
+    metrics |= {"critic_grad_norm": optax.tree.norm(grads), "strength": strength}
+    return (optax.apply_updates(before, updates), opt, moved), metrics
+
+  def penalise(judge, play: Play, keys: Key[Array, " b"], count: Array) -> Metrics:  # noqa: ANN001
+    """The penalties' sum of each example, at every `gan.penalty_every`-th update."""
+    zero = jnp.zeros(len(keys))
+    if not (gan.r1 or gan.r2 or gan.gradient_penalty):
+      return {"penalty": zero}
+
+    def penalty() -> Float[Array, " b"]:
+      found = zero
+      if gan.r1:
+        real = lambda x: judge(x, 0)  # noqa: E731
+        found += gan.r1 / 2 * penalties.square_gradient(real, play.reals)
+      if gan.r2:
+        fake = lambda x: judge(x, 1)  # noqa: E731
+        found += gan.r2 / 2 * penalties.square_gradient(fake, play.fakes)
+      if gan.gradient_penalty:
+        between = jax.vmap(jax.random.fold_in, (0, None))(keys, 3)
+        found += gan.gradient_penalty * penalties.unit_gradient(
+          lambda x: judge(x, 0), play.reals, play.fakes, between
+        )
+      return found
+
+    every = gan.penalty_every
+    if every == 1:
+      return {"penalty": penalty()}
+    # Lazy (Karras et al. 2020, section 3.1): rarer, and as much stronger.
+    due = count % every == 0
+    return {"penalty": jax.lax.cond(due, lambda: every * penalty(), lambda: zero)}
+
+  def update_generator(
+    state: State, batch: Batch, rng: Array, axis: str | None
+  ) -> tuple[PyTree, tuple[Metrics, PyTree]]:
+    """The gradient for the generator, and what else the step needs."""
+    playing, looking = jax.random.split(rng)
+    keys = example_keys(looking, batch["_id"])
+    extra = state.extra["critic"]
+    ready, _ = critic.ready(state.params["critic"], extra)
+
+    def both(params: PyTree) -> tuple[tuple[Array, Array], tuple[Metrics, PyTree]]:
+      play = objective.play(weights(state, params), batch, playing, axis)
+
+      def judge(x: Array, branch: int) -> Float[Array, "b ..."]:
+        own = jax.vmap(jax.random.fold_in, (0, None))(keys, branch)
+        return critic.judge(ready, x, batch["cond"], play, own, extra["strength"], axis)
+
+      found = loss.generator(judge(play.reals, 0), judge(play.fakes, 1))
+      told = losses.mean(found)
+      apart = lambda x: jnp.sum(jnp.abs(x - neighbours(x)))  # noqa: E731
+      sums = {"generator_loss": told, "loss": play.losses, **play.metrics}
+      sums = jax.tree.map(jnp.sum, sums)
+      sums |= {"apart": apart(play.fakes), "apart_real": apart(play.reals)}
+      return (jnp.sum(play.losses), jnp.sum(told)), (sums, play.sums)
+
+    params, size = state.params["generator"], len(batch["x"])
+    on = gan.weight * (updates_done(state) >= gan.start)
+    if gan.adaptive:
+      _, back, (sums, rest) = jax.vjp(both, params, has_aux=True)
+      one, none = jnp.ones(()), jnp.zeros(())
+      own, told = (mean(back(way)[0], size, axis) for way in ((one, none), (none, one)))
+      norms = [optax.tree.norm(at(grads, objective.last)) for grads in (own, told)]
+      on *= jnp.clip(norms[0] / (norms[1] + 1e-4), 0, 1e4)
+      grads = jax.tree.map(lambda a, b: a + on * b, own, told)
+    else:
+
+      def total(params: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
+        (own, told), aux = both(params)
+        return own + on * told, aux
+
+      grads, (sums, rest) = jax.grad(total, has_aux=True)(params)
+      grads = mean(grads, size, axis)
+    metrics = mean(sums, size, axis)
+    metrics["diversity"] = metrics.pop("apart") / (metrics.pop("apart_real") + 1e-8)
+    metrics["loss"] += on * metrics["generator_loss"]
+    if gan.adaptive:
+      metrics["generator_weight"] = on
+    rest = jax.lax.psum(rest, axis) if axis is not None else rest
+    return grads, (metrics, rest)
+
+  def step(
+    state: State, batch: Batch, rng: Array, axis: str | None = None
+  ) -> tuple[State, Metrics]:
+    critic_rng, generator_rng, tracking = jax.random.split(rng, 3)
+    before, done = state, updates_done(state)
+
+    def rival(state: State, given: tuple[Batch, Array]) -> tuple[State, Metrics]:
+      part, i = given
+      (params, opt, extra), metrics = update_critic(
+        state, part, jax.random.fold_in(critic_rng, i), axis, done * parts + i
+      )
+      state = state.replace(
+        params=state.params | {"critic": params},
+        opt=state.opt | {"critic": opt},
+        extra=state.extra | {"critic": extra},
+      )
+      return state, metrics
+
+    cut = lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1)  # noqa: E731
+    batches = jax.tree.map(cut, batch)
+    # A CPU takes gradients of convolutions slowly inside a loop.
+    given = (batches, jnp.arange(parts))
+    if config.model.scan and parts > 1:
+      state, judged = jax.lax.scan(rival, state, given)
+    else:  # a CPU takes gradients of convolutions slowly inside a loop
+      found = []
+      for i in range(parts):
+        state, metrics = rival(state, jax.tree.map(lambda a, i=i: a[i], given))
+        found.append(metrics)
+      judged = jax.tree.map(lambda *each: jnp.stack(each), *found)
+    first = jax.tree.map(lambda a: a[0], batches)
+    grads, (metrics, rest) = update_generator(state, first, generator_rng, axis)
+    params = state.params["generator"]
+    updates, opt = tx.update(grads, state.opt["generator"], params)
+    new = optax.apply_updates(params, updates)
+    moved = averages.update(state.ema, {"generator": new}, done)
+    extra = dict(state.extra)
+    if objective.tracked is not None:
+      extra["tracked"] = objective.tracked.update(extra["tracked"], rest, tracking)
+    norm = optax.tree.norm(grads)
+    judged = jax.tree.map(jnp.mean, judged)
+    after = state.replace(
+      params=state.params | {"generator": new},
+      opt=state.opt | {"generator": opt},
+      ema=moved,
+      extra=extra,
+    )
+    sound = (metrics["loss"], judged["critic_loss"], norm, judged["critic_grad_norm"])
+    good = jnp.isfinite(jnp.stack(sound)).all()
+    good &= jnp.isfinite(optax.tree.norm((after.params, extra)))
+    after = keep_if(good, after, before)
+    skipped = count_skipped(before.extra["skipped"], good)
+    after = after.replace(
+      step=before.step + 1, extra=after.extra | {"skipped": skipped}
+    )
+    metrics |= judged | {
+      "grad_norm": norm,
+      "learning_rate": schedule(done),
+      "skipped": skipped[0],
+      "skipped_in_a_row": skipped[1],
+    }
+    return after, metrics
+
+  return family._replace(init=init, step=step, watched=WATCHED)
+
+
+def check_penalties(gan: ConfigDict) -> None:
+  """Raises UserError for a penalty on a critic whose norm mixes the examples."""
+  mixes = gan.critic == "patch" or (gan.critic == "dcgan" and gan.norm)
+  for name in ("r1", "r2", "gradient_penalty"):
+    if gan[name] and mixes:
+      raise UserError(
+        f"gan.{name}={gan[name]} needs the critic's gradient by each picture, but batch"
+        f" norm mixes pictures in gan.critic={gan.critic!r}: set gan.norm to False for"
+        " 'dcgan', or take another critic."
+      )
+
+
+def critic_optim(config: ConfigDict) -> ConfigDict:
+  """`config.optim` for the critic: its own learning rate, and as many more updates.
+
+  Heusel et al. 2017 (arXiv:1706.08500): two time scales.
+  """
+  own = ConfigDict(config.optim.to_dict())
+  own.learning_rate = config.gan.learning_rate or config.optim.learning_rate
+  own.warmup_steps = config.optim.warmup_steps * config.gan.critic_steps
+  return own
+
+
+def neighbours(a: Array) -> Array:
+  """Rows 2i and 2i + 1 swapped: a partner that no cut over devices takes away."""
+  return a.reshape(-1, 2, *a.shape[1:])[:, ::-1].reshape(a.shape)
+
+
+def mean(sums: PyTree, size: int, axis: str | None) -> PyTree:
+  """Sums over `size` rows -> means, over those of all devices."""
+  found = jax.tree.map(lambda a: a / size, sums)
+  return found if axis is None else jax.lax.pmean(found, axis)
+
+
+def at(tree: PyTree, path: tuple[str, ...]) -> PyTree:
+  """The branch of nested dicts at a path."""
+  return functools.reduce(lambda branch, name: branch[name], path, tree)

@@ -1,0 +1,113 @@
+"""The generator and the critic of a config."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+from jaxtyping import Array, Float, Key
+from ml_collections import ConfigDict
+
+from core import checks
+from core.errors import unknown
+from core.family import Spec
+from nets import build, dcgan, patch_critic, resnet_gan
+from nets.embeddings import NoiseEmbedding
+from text import encoders
+from text.cond import Cond
+
+GENERATORS = ("dcgan", "resnet", "stylegan2", "r3gan")
+CRITICS = (*GENERATORS, "patch")
+
+
+class Generator(nn.Module):
+  """Text encoder and generator, trained as one: (z, raw cond) -> pictures."""
+
+  text: nn.Module
+  net: nn.Module
+
+  def __call__(
+    self,
+    z: Float[Array, "b k"],
+    cond: Cond,
+    keys: Key[Array, " b"] | None = None,
+    training: bool = False,
+    axis: str | None = None,
+  ) -> Float[Array, "b h w c"]:
+    return self.net(z, self.text(cond).pooled, keys, training, axis)
+
+  def styles(self, z: Float[Array, "b k"], cond: Cond) -> Float[Array, "b d"]:
+    """w of StyleGAN2."""
+    return self.net.mapping(z, self.text(cond).pooled)
+
+
+class Critic(nn.Module):
+  """Text encoder and critic, trained as one: (pictures, raw cond) -> logits."""
+
+  text: nn.Module
+  net: nn.Module
+  noise: nn.Module | None = None  # logsnr -> vec
+
+  def __call__(
+    self,
+    x: Float[Array, "b h w c"],
+    cond: Cond,
+    logsnr: Float[Array, " b"] | None = None,
+    axis: str | None = None,
+  ) -> Float[Array, "b ..."]:
+    vec = self.text(cond).pooled
+    if self.noise is not None:
+      told = self.noise(logsnr)
+      vec = told if vec is None else vec + told
+    return self.net(x, vec, axis=axis)
+
+
+def generator(config: ConfigDict, spec: Spec) -> Generator:
+  """The generator of `gan.generator`, as wide as `model.widths`.
+
+  Raises:
+    UserError: it is unknown, or does not fit the picture.
+  """
+  gan, model = config.gan, config.model
+  common = {"shape": spec.shape, "widths": tuple(model.widths)}
+  common["dtype"] = build.dtype(model)
+  match gan.generator:
+    case "dcgan":
+      net = dcgan.Generator(**common)
+    case "resnet":
+      net = resnet_gan.Generator(
+        attention=tuple(model.attention), chunks=gan.chunks, init=gan.init, **common
+      )
+    case "stylegan2":
+      net = stylegan2.Generator(truncation=config.sample.truncation, **common)
+    case "r3gan":
+      net = r3gan.Generator(**common)
+    case other:
+      raise unknown("gan.generator", other, GENERATORS)
+  return Generator(encoders.make(config.text, common["dtype"]), net)
+
+
+def critic(config: ConfigDict, noisy: bool) -> Critic:
+  """The critic of `gan.critic`, as wide as `gan.widths`; told a logsnr if `noisy`.
+
+  Raises:
+    UserError: it is unknown.
+  """
+  gan, dtype = config.gan, build.dtype(config.model)
+  common = {"widths": tuple(gan.widths), "dtype": dtype}
+  match gan.critic:
+    case "dcgan":
+      net = dcgan.Critic(norm=gan.norm, **common)
+    case "resnet":
+      attention = tuple(config.model.attention)
+      net = resnet_gan.Critic(
+        extra=gan.extra, attention=attention, init=gan.init, **common
+      )
+    case "stylegan2":
+      net = stylegan2.Critic(**common)
+    case "r3gan":
+      net = r3gan.Critic(**common)
+    case "patch":
+      net = patch_critic.Critic(**common)
+    case other:
+      raise unknown("gan.critic", other, CRITICS)
+  noise = NoiseEmbedding(config.text.dim, dtype=dtype) if noisy else None
+  return Critic(encoders.make(config.text, dtype), net, noise)

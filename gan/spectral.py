@@ -1,0 +1,54 @@
+"""Spectral normalisation: each kernel divided by its largest singular value.
+
+Miyato et al. 2018 (arXiv:1802.05957), eq. 8 and algorithm 1. It acts on a tree of
+parameters, so a network need not know of it.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jaxtyping import Array, Float, PyTree
+
+Vectors = dict[str, Float[Array, " o"]]  # path of a kernel -> its left singular vector
+NAMES = ("kernel", "embedding")
+
+
+def init(rng: Array, params: PyTree) -> Vectors:
+  """Random unit vectors, for each kernel and table of embeddings."""
+  found = {}
+  for i, (path, leaf) in enumerate(_kernels(params).items()):
+    u = jax.random.normal(jax.random.fold_in(rng, i), leaf.shape[-1:])
+    found[path] = u / jnp.linalg.norm(u)
+  return found
+
+
+def normalise(
+  params: PyTree, vectors: Vectors, rounds: int = 1
+) -> tuple[PyTree, Vectors]:
+  """(W / sigma(W) for each kernel, the vectors after more power iterations).
+
+  W [inputs, o] has all axes but the last as inputs. With v = W u / |W u| and
+  u = W^T v / |W^T v|, `rounds` times, sigma = v^T W u. The vectors are constants for
+  gradients (algorithm 1; eq. 9 is the gradient that follows).
+  """
+  flat, moved = traverse_util.flatten_dict(params, sep="/"), {}
+  for path, u in vectors.items():
+    kernel = flat[path].reshape(-1, flat[path].shape[-1])
+    fixed = jax.lax.stop_gradient(kernel)
+    v = None
+    for _ in range(max(rounds, 1)):
+      v = _unit(fixed @ u)
+      if rounds:
+        u = _unit(v @ fixed)
+    flat[path] = flat[path] / (v @ kernel @ u)
+    moved[path] = u
+  return traverse_util.unflatten_dict(flat, sep="/"), moved
+
+
+def _kernels(params: PyTree) -> dict[str, Array]:
+  flat = traverse_util.flatten_dict(params, sep="/")
+  return {path: a for path, a in flat.items() if path.rsplit("/")[-1] in NAMES}
+
+
+def _unit(a: Float[Array, " n"]) -> Float[Array, " n"]:
+  return a / (jnp.linalg.norm(a) + 1e-12)
