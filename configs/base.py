@@ -287,7 +287,9 @@ def gan() -> ConfigDict:
   g.generator = "dcgan"  # dcgan, resnet, stylegan2 or r3gan, as wide as model.widths
   g.latent_dim = 128  # numbers of noise a picture is made of
   g.critic = "dcgan"  # or resnet, stylegan2, r3gan, patch
-  g.widths = (64, 128, 256)  # channels of the critic after each halving
+  # Channels of the critic at each resolution, from the picture's own down; of dcgan,
+  # resnet and patch from half of it down.
+  g.widths = (64, 128, 256)
   # nonsaturating, minimax, least_squares, hinge, wasserstein or relativistic
   g.loss = "nonsaturating"
   g.weight = 1.0  # of the critic's term, beside the loss that a family has itself
@@ -303,6 +305,9 @@ def gan() -> ConfigDict:
   g.augment = "none"  # what the critic sees: or diff, ada, noise
   g.policy = ("color", "translation", "cutout")  # of diff
   g.augment_target, g.augment_kimg = 0.6, 500.0  # of ada and noise: how it adapts
+  # stylegan2
+  g.style_dim, g.mapping_layers = 512, 8
+  g.mixing = 0.9  # share of the pictures with the styles of two
   # dcgan
   g.norm = True  # batch norm in the critic
   # resnet
@@ -344,7 +349,8 @@ def tiny(c: ConfigDict) -> ConfigDict:
     c.flow.levels, c.flow.steps = min(c.flow.levels, 2), 2
     c.flow.bins, c.flow.draws, c.flow.ode_steps = 4, 2, 2
   if "gan" in c:
-    c.gan.latent_dim, c.gan.widths = 8, (8, 16)
+    c.gan.latent_dim, c.gan.widths, c.gan.style_dim = 8, (8, 16), 8
+    c.gan.mapping_layers, c.gan.extra = 2, 1
   if "vae" in c:
     c.vae.codes, c.vae.latent_channels, c.vae.perceptual_weight = 16, 4, 0.0
     c.vae.groups = (1,) * len(c.model.widths)

@@ -16,7 +16,7 @@ from core import checks, ema, optim
 from core.errors import UserError
 from core.family import Batch, Family, Metrics, Play, State, Watch, example_keys
 from core.step import count_skipped, keep_if, updates_done
-from gan import losses, penalties
+from gan import augment, losses, penalties
 from gan.critic import Critic
 from text.cond import Cond
 
@@ -64,7 +64,10 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
     )
   check_penalties(gan)
   steps = config.train.steps
-  tx, schedule = optim.make(config.optim, steps), optim.learning_rate(config.optim, steps)
+  tx, schedule = (
+    optim.make(config.optim, steps),
+    optim.learning_rate(config.optim, steps),
+  )
   rival = critic_optim(config)
   rival_tx = optim.make(rival, steps * parts)
   averages = ema.make(config.optim, config.data.batch_size)

@@ -25,7 +25,7 @@ def diff_augment(
   """
   for i, name in enumerate(policy):
     if name not in POLICIES:
-      raise unknown("gan.augment", name, POLICIES)
+      raise unknown("gan.policy", name, POLICIES)
     own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
     x = jax.vmap(POLICIES[name])(own, x)
   return x

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from core import noise
 from core.errors import UserError, unknown
 from core.family import Play
-from gan import networks, spectral
+from gan import augment, networks, spectral
 from text.cond import Cond
 
 AUGMENTS = ("none", "diff", "ada", "noise")

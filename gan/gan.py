@@ -121,16 +121,20 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     due = tracked["updates"] % gan.path_every == 0
 
     def lengths() -> Float[Array, " b"]:
-      draws, noises, ways = jax.vmap(
-        lambda key: jax.random.split(key, 3), out_axes=1
-      )(keys)
+      draws, noises, ways = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(
+        keys
+      )
       w = net.apply(usable, noise(draws), cond, method="styles")
       synthesis = lambda w: net.apply(usable, w, noises, method="synthesis")  # noqa: E731
       return penalties.path_lengths(synthesis, w, ways)
 
     found = jax.lax.cond(due, lengths, lambda: jnp.zeros(len(keys)))
     penalty = gan.path_every * gan.path_length * (found - tracked["path"]) ** 2
-    return jnp.where(due, penalty, 0), {"path_length": found}, jnp.where(due, jnp.mean(found), -1.0)
+    return (
+      jnp.where(due, penalty, 0),
+      {"path_length": found},
+      jnp.where(due, jnp.mean(found), -1.0),
+    )
 
   def update(tracked: dict[str, PyTree], sums: PyTree, rng: Array) -> dict[str, PyTree]:
     parts = sums["parts"]
@@ -148,7 +152,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   def picture(state: State, z: Array, cond: Cond, keys: Array, share: Array) -> Array:
     usable, _ = weights(state.ema["generator"], state.extra["tracked"])
     if styled:
-      w = net.apply(usable, z, cond, share, method="truncated")
+      w = net.apply(usable, z, cond, share, method="styles")
       images = net.apply(usable, w, keys, method="synthesis")
     else:
       images = net.apply(usable, share * z, cond, keys)
@@ -176,5 +180,11 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     play=play,
     tracked=Tracked(track, update),
   )
-  base = Family(init=None, step=None, sample=sample, evals={"critic_logit": logit}, objective=objective)
+  base = Family(
+    init=None,
+    step=None,
+    sample=sample,
+    evals={"critic_logit": logit},
+    objective=objective,
+  )
   return adversarial(config, base, judge)

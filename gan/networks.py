@@ -1,15 +1,13 @@
 """The generator and the critic of a config."""
 
-from collections.abc import Callable
-
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
-from core import checks
 from core.errors import unknown
 from core.family import Spec
-from nets import build, dcgan, patch_critic, resnet_gan
+from nets import build, dcgan, patch_critic, r3gan, resnet_gan, stylegan2
 from nets.embeddings import NoiseEmbedding
 from text import encoders
 from text.cond import Cond
@@ -32,11 +30,22 @@ class Generator(nn.Module):
     training: bool = False,
     axis: str | None = None,
   ) -> Float[Array, "b h w c"]:
+    """As `net` has it."""
     return self.net(z, self.text(cond).pooled, keys, training, axis)
 
-  def styles(self, z: Float[Array, "b k"], cond: Cond) -> Float[Array, "b d"]:
-    """w of StyleGAN2."""
-    return self.net.mapping(z, self.text(cond).pooled)
+  def styles(
+    self, z: Float[Array, "b k"], cond: Cond, share: Float[Array, ""] | float | int = 1
+  ) -> Float[Array, "b layers d"]:
+    """StyleGAN2's w for every layer, w_mean + share (w - w_mean)."""
+    w, mean = self.net.mapping(z, self.text(cond).pooled), self.net.mean.value
+    w = mean + share * (w - mean)
+    return jnp.broadcast_to(w[:, None], (len(w), self.net.styles, w.shape[-1]))
+
+  def synthesis(
+    self, w: Float[Array, "b layers d"], keys: Key[Array, " b"]
+  ) -> Float[Array, "b h w c"]:
+    """StyleGAN2's pictures of styles."""
+    return self.net.synthesis(w, keys)
 
 
 class Critic(nn.Module):
@@ -53,6 +62,7 @@ class Critic(nn.Module):
     logsnr: Float[Array, " b"] | None = None,
     axis: str | None = None,
   ) -> Float[Array, "b ..."]:
+    """As `net` has it."""
     vec = self.text(cond).pooled
     if self.noise is not None:
       told = self.noise(logsnr)
@@ -77,9 +87,11 @@ def generator(config: ConfigDict, spec: Spec) -> Generator:
         attention=tuple(model.attention), chunks=gan.chunks, init=gan.init, **common
       )
     case "stylegan2":
-      net = stylegan2.Generator(truncation=config.sample.truncation, **common)
+      net = stylegan2.Generator(
+        dim=gan.style_dim, layers=gan.mapping_layers, mixing=gan.mixing, **common
+      )
     case "r3gan":
-      net = r3gan.Generator(**common)
+      net = r3gan.Generator(blocks=model.blocks, **common)
     case other:
       raise unknown("gan.generator", other, GENERATORS)
   return Generator(encoders.make(config.text, common["dtype"]), net)
@@ -102,9 +114,9 @@ def critic(config: ConfigDict, noisy: bool) -> Critic:
         extra=gan.extra, attention=attention, init=gan.init, **common
       )
     case "stylegan2":
-      net = stylegan2.Critic(**common)
+      net = stylegan2.Critic(layers=gan.mapping_layers, **common)
     case "r3gan":
-      net = r3gan.Critic(**common)
+      net = r3gan.Critic(blocks=config.model.blocks, **common)
     case "patch":
       net = patch_critic.Critic(**common)
     case other:

@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, Key
 
 from nets.batch_norm import BatchNorm
 from nets.layers import Dense
-from nets.projection import bottom, project
+from nets.projection import project
+from nets.unet import check_size
 
 INIT = nn.initializers.normal(0.02)  # section 4
 LEAK = 0.2
@@ -79,7 +80,9 @@ class Generator(nn.Module):
     training: bool = False,
     axis: str | None = None,
   ) -> Float[Array, "b h w c"]:
-    height, width = bottom(self.shape, len(self.widths))
+    (height, width, _), halvings = self.shape, len(self.widths)
+    check_size(height, width, halvings, self.widths)
+    height, width = height >> halvings, width >> halvings
     x = Dense(height * width * self.widths[-1], kernel_init=INIT, name="in")(z)
     x = x.reshape(len(z), height, width, -1).astype(self.dtype)
     for level, features in enumerate((self.shape[-1], *self.widths[:-1])[::-1]):
@@ -110,7 +113,7 @@ class Critic(nn.Module):
     training: bool = True,
     axis: str | None = None,
   ) -> Float[Array, " b"]:
-    bottom(x.shape[1:], len(self.widths))
+    check_size(x.shape[1], x.shape[2], len(self.widths), self.widths)
     for level, features in enumerate(self.widths):
       x = nn.Conv(
         features,

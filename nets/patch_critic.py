@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from nets.batch_norm import BatchNorm
 from nets.layers import Dense
-from nets.projection import bottom
+from nets.unet import check_size
 
 INIT = nn.initializers.normal(0.02)
 LEAK = 0.2
@@ -37,7 +37,7 @@ class Critic(nn.Module):
     training: bool = True,
     axis: str | None = None,
   ) -> Float[Array, "b i j"]:
-    bottom(x.shape[1:], len(self.widths))
+    check_size(x.shape[1], x.shape[2], len(self.widths), self.widths)
     strides = [2] * len(self.widths) + [1]
     widths = (*self.widths, 2 * self.widths[-1])
     for level, (features, stride) in enumerate(zip(widths, strides, strict=True)):

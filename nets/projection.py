@@ -1,9 +1,8 @@
-"""What every critic ends with, and what every generator starts from."""
+"""The end of a critic that knows a condition."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from core.errors import UserError
 from nets.layers import Dense
 
 
@@ -21,18 +20,3 @@ def project(
     return logits
   own = Dense(features.shape[-1], use_bias=False, name="condition")(vec)
   return logits + jnp.sum(own * features, -1)
-
-
-def bottom(shape: tuple[int, ...], halvings: int) -> tuple[int, int]:
-  """The sides [h, w] of a picture of `shape` [h, w, c] after so many halvings.
-
-  Raises:
-    UserError: it cannot be halved so often.
-  """
-  height, width, _ = shape
-  if height % 2**halvings or width % 2**halvings:
-    raise UserError(
-      f"pictures of {height}x{width} cannot be halved {halvings} times: set data.size"
-      f" to a multiple of {2**halvings}, or give fewer model.widths and gan.widths."
-    )
-  return height >> halvings, width >> halvings

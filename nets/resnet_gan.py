@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Key
 
 from nets.batch_norm import BatchNorm
 from nets.layers import Dense
-from nets.projection import bottom, project
-from nets.unet import double, halve
+from nets.projection import project
+from nets.unet import check_size, double, halve
 
 INITS = {
   "xavier": nn.initializers.xavier_uniform(),  # SNGAN
@@ -86,15 +86,21 @@ class Generator(nn.Module):
     axis: str | None = None,
   ) -> Float[Array, "b h w c"]:
     doublings, init = len(self.widths) - 1, INITS[self.init]
-    height, width = bottom(self.shape, doublings)
+    height, width, channels = self.shape
+    check_size(height, width, doublings, self.widths)
+    height, width = height >> doublings, width >> doublings
     vecs = [vec] * doublings
     if self.chunks:
       z, *parts = jnp.array_split(z, doublings + 1, axis=-1)
-      vecs = [part if vec is None else jnp.concatenate([vec, part], -1) for part in parts]
+      vecs = [
+        part if vec is None else jnp.concatenate([vec, part], -1) for part in parts
+      ]
     conv = functools.partial(nn.Conv, kernel_init=init, dtype=self.dtype)
     x = Dense(height * width * self.widths[-1], kernel_init=init, name="in")(z)
     x = x.reshape(len(z), height, width, -1).astype(self.dtype)
-    for level, (features, told) in enumerate(zip(self.widths[-2::-1], vecs, strict=True)):
+    for level, (features, told) in enumerate(
+      zip(self.widths[-2::-1], vecs, strict=True)
+    ):
       name = f"block_{level}"
       norm = lambda i, y, name=name, told=told: jax.nn.relu(  # noqa: E731
         BatchNorm(name=f"{name}_norm_{i}")(y, told, training, axis)
@@ -106,7 +112,7 @@ class Generator(nn.Module):
       if x.shape[1] in self.attention:
         x = Attention(init, self.dtype, name=f"{name}_attention")(x)
     x = jax.nn.relu(BatchNorm(name="norm")(x, None, training, axis))
-    x = conv(self.shape[-1], (3, 3), name="out")(x)
+    x = conv(channels, (3, 3), name="out")(x)
     return jnp.tanh(x.astype(jnp.float32))
 
 
@@ -138,7 +144,7 @@ class Critic(nn.Module):
     training: bool = True,
     axis: str | None = None,
   ) -> Float[Array, " b"]:
-    bottom(x.shape[1:], len(self.widths))
+    check_size(x.shape[1], x.shape[2], len(self.widths), self.widths)
     init = INITS[self.init]
     conv = functools.partial(nn.Conv, kernel_init=init, dtype=self.dtype)
     halvings = [True] * len(self.widths) + [False] * self.extra
