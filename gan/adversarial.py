@@ -123,7 +123,7 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
         "critic_accuracy": losses.mean((real > fake).astype(jnp.float32)),
         "critic_real": losses.mean(real),
         "critic_fake": losses.mean(fake),
-        "confidence": losses.mean(jnp.sign(real)),
+        "confidence": losses.mean(jnp.sign(loss.sure(real, fake))),
         **penalise(judge, play, keys, count),
       }
       loss_and_penalty = found + metrics["penalty"]

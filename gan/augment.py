@@ -101,8 +101,9 @@ def adjust(
 ) -> Float[Array, ""]:
   """p + sign(r - target) batch_size / (1000 kimg), in [0, 1].
 
-  r = E[sign D(real)] tells how much the critic overfits (arXiv:2006.06676, eq. 1), and
-  p can go from 0 to 1 in `kimg` thousand pictures.
+  r = E[sign D(real)] tells how much the critic overfits (arXiv:2006.06676, eq. 1; of
+  losses whose logits have no level, D(real) - D(fake), as R3GAN's code has it), and p
+  can go from 0 to 1 in `kimg` thousand pictures.
   """
   step = jnp.sign(sign_mean - target) * (batch_size / (1000 * kimg))
   return jnp.clip(p + step, 0, 1)

@@ -13,19 +13,26 @@ Logits = Float[Array, "*b"]
 
 
 class Loss(NamedTuple):
-  """Two losses of each pair of pictures, by the logits of the real and the fake one.
+  """What a pair of pictures costs both, by the logits of the real and the fake one.
 
   critic: (real, fake) -> what the critic minimises.
   generator: (real, fake) -> what the generator minimises; most read only `fake`.
+  sure: (real, fake) -> what is above 0 where the critic takes the real one for real.
   """
 
   critic: Callable[[Logits, Logits], Logits]
   generator: Callable[[Logits, Logits], Logits]
+  sure: Callable[[Logits, Logits], Logits] = lambda real, fake: real
 
 
 def _log_sigmoids(real: Logits, fake: Logits) -> Logits:
   """-log D(x) - log(1 - D(G(z))) with D the sigmoid of the logit."""
   return jax.nn.softplus(-real) + jax.nn.softplus(fake)
+
+
+def _beside(real: Logits, fake: Logits) -> Logits:
+  """Of losses that leave the logits' level open."""
+  return real - fake
 
 
 LOSSES = {
@@ -39,6 +46,7 @@ LOSSES = {
   "least_squares": Loss(
     lambda real, fake: ((real - 1) ** 2 + fake**2) / 2,
     lambda real, fake: (fake - 1) ** 2 / 2,
+    lambda real, fake: real - 0.5,
   ),
   # Lim & Ye 2017 (arXiv:1705.02894), Miyato et al. 2018, eq. 16 and 17.
   "hinge": Loss(
@@ -46,12 +54,15 @@ LOSSES = {
     lambda real, fake: -fake,
   ),
   # Arjovsky et al. 2017 (arXiv:1701.07875), eq. 2; the critic must be kept Lipschitz.
-  "wasserstein": Loss(lambda real, fake: fake - real, lambda real, fake: -fake),
+  "wasserstein": Loss(
+    lambda real, fake: fake - real, lambda real, fake: -fake, _beside
+  ),
   # Pairs: Jolicoeur-Martineau 2019 (arXiv:1807.00734), eq. 3, with softplus, as Huang
   # et al. 2024 (arXiv:2501.05441), eq. 2.
   "relativistic": Loss(
     lambda real, fake: jax.nn.softplus(fake - real),
     lambda real, fake: jax.nn.softplus(real - fake),
+    _beside,
   ),
 }
 

@@ -84,7 +84,10 @@ def generator(config: ConfigDict, spec: Spec) -> Generator:
       net = dcgan.Generator(**common)
     case "resnet":
       net = resnet_gan.Generator(
-        attention=tuple(model.attention), chunks=gan.chunks, init=gan.init, **common
+        attention=tuple(model.attention),
+        chunks=gan.chunks,
+        kernel_init=gan.init,
+        **common,
       )
     case "stylegan2":
       net = stylegan2.Generator(
@@ -111,7 +114,7 @@ def critic(config: ConfigDict, noisy: bool) -> Critic:
     case "resnet":
       attention = tuple(config.model.attention)
       net = resnet_gan.Critic(
-        extra=gan.extra, attention=attention, init=gan.init, **common
+        extra=gan.extra, attention=attention, kernel_init=gan.init, **common
       )
     case "stylegan2":
       net = stylegan2.Critic(layers=gan.mapping_layers, **common)

@@ -22,24 +22,19 @@ def init(rng: Array, params: PyTree) -> Vectors:
   return found
 
 
-def normalise(
-  params: PyTree, vectors: Vectors, rounds: int = 1
-) -> tuple[PyTree, Vectors]:
-  """(W / sigma(W) for each kernel, the vectors after more power iterations).
+def normalise(params: PyTree, vectors: Vectors) -> tuple[PyTree, Vectors]:
+  """(W / sigma(W) for each kernel, the vectors after one more power iteration).
 
-  W [inputs, o] has all axes but the last as inputs. With v = W u / |W u| and
-  u = W^T v / |W^T v|, `rounds` times, sigma = v^T W u. The vectors are constants for
-  gradients (algorithm 1; eq. 9 is the gradient that follows).
+  W [inputs, o] has all axes but the last as inputs. With v = W u / |W u| and then
+  u = W^T v / |W^T v|, sigma = v^T W u. The vectors are constants for gradients
+  (algorithm 1; eq. 9 is the gradient that follows).
   """
   flat, moved = traverse_util.flatten_dict(params, sep="/"), {}
   for path, u in vectors.items():
     kernel = flat[path].reshape(-1, flat[path].shape[-1])
     fixed = jax.lax.stop_gradient(kernel)
-    v = None
-    for _ in range(max(rounds, 1)):
-      v = _unit(fixed @ u)
-      if rounds:
-        u = _unit(v @ fixed)
+    v = _unit(fixed @ u)
+    u = _unit(v @ fixed)
     flat[path] = flat[path] / (v @ kernel @ u)
     moved[path] = u
   return traverse_util.unflatten_dict(flat, sep="/"), moved

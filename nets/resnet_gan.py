@@ -31,18 +31,18 @@ class Attention(nn.Module):
   queries and keys and c / 2 for values, keys and values pooled by 2 along both sides.
 
   Attributes:
-    init: of the kernels.
+    kernel_init: of the kernels.
     dtype: of the computation; parameters are float32.
   """
 
-  init: nn.initializers.Initializer
+  kernel_init: nn.initializers.Initializer
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     b, h, w, c = x.shape
     dense = functools.partial(
-      Dense, use_bias=False, kernel_init=self.init, dtype=self.dtype
+      Dense, use_bias=False, kernel_init=self.kernel_init, dtype=self.dtype
     )
     pool = lambda y: nn.max_pool(y, (2, 2), (2, 2)).reshape(b, -1, y.shape[-1])  # noqa: E731
     q = dense(max(c // 8, 1), name="q")(x).reshape(b, h * w, -1)
@@ -65,7 +65,7 @@ class Generator(nn.Module):
     widths: channels at each resolution, from the picture's own down.
     attention: heights at which there is self-attention.
     chunks: each block is told a part of the noise of its own, beside the condition.
-    init: of the kernels, 'xavier' or 'orthogonal'.
+    kernel_init: of the kernels, 'xavier' or 'orthogonal'.
     dtype: of the computation; parameters and output are float32.
   """
 
@@ -73,7 +73,7 @@ class Generator(nn.Module):
   widths: tuple[int, ...] = (256, 256, 256, 256)
   attention: tuple[int, ...] = ()
   chunks: bool = False
-  init: str = "xavier"
+  kernel_init: str = "xavier"
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
@@ -85,7 +85,7 @@ class Generator(nn.Module):
     training: bool = False,
     axis: str | None = None,
   ) -> Float[Array, "b h w c"]:
-    doublings, init = len(self.widths) - 1, INITS[self.init]
+    doublings, init = len(self.widths) - 1, INITS[self.kernel_init]
     height, width, channels = self.shape
     check_size(height, width, doublings, self.widths)
     height, width = height >> doublings, width >> doublings
@@ -126,14 +126,14 @@ class Critic(nn.Module):
     widths: channels after each halving.
     extra: blocks of the last width after them.
     attention: heights at which there is self-attention.
-    init: of the kernels, 'xavier' or 'orthogonal'.
+    kernel_init: of the kernels, 'xavier' or 'orthogonal'.
     dtype: of the computation; parameters and output are float32.
   """
 
   widths: tuple[int, ...] = (128, 128)
   extra: int = 2
   attention: tuple[int, ...] = ()
-  init: str = "xavier"
+  kernel_init: str = "xavier"
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
@@ -145,7 +145,7 @@ class Critic(nn.Module):
     axis: str | None = None,
   ) -> Float[Array, " b"]:
     check_size(x.shape[1], x.shape[2], len(self.widths), self.widths)
-    init = INITS[self.init]
+    init = INITS[self.kernel_init]
     conv = functools.partial(nn.Conv, kernel_init=init, dtype=self.dtype)
     halvings = [True] * len(self.widths) + [False] * self.extra
     widths = (*self.widths, *self.widths[-1:] * self.extra)

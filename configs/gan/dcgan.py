@@ -37,7 +37,7 @@ def small(c: ConfigDict) -> None:
 def gan() -> ConfigDict:
   """What all GANs share."""
   c = base.get_config()
-  c.family, c.gan = "gan.gan", base.gan()
+  c.family, c.gan, c.noise = "gan.gan", base.gan(), base.noise()
   c.data.name, c.text.encoder, c.text.drop = "cifar10", "none", 0.0
   c.optim.warmup_steps, c.optim.b2, c.optim.grad_clip = 0, 0.999, 0.0
   c.optim.ema, c.optim.ema_decay = "constant", 0.999
