@@ -63,6 +63,11 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
       f" gan.critic_steps={parts}: each update of the critic takes a part, in pairs."
     )
   check_penalties(gan)
+  if gan.mismatch and config.text.encoder == "none":
+    raise UserError(
+      f"gan.mismatch={gan.mismatch} needs conditions to mix up: set it to 0, or"
+      " text.encoder."
+    )
   steps = config.train.steps
   tx, schedule = (
     optim.make(config.optim, steps),
@@ -224,6 +229,11 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
   def step(
     state: State, batch: Batch, rng: Array, axis: str | None = None
   ) -> tuple[State, Metrics]:
+    if len(batch["x"]) % (2 * parts):
+      raise UserError(
+        f"a device has {len(batch['x'])} rows of data.batch_size, which must be a"
+        f" multiple of twice gan.critic_steps={parts}."
+      )
     critic_rng, generator_rng, tracking = jax.random.split(rng, 3)
     before, done = state, updates_done(state)
 
@@ -241,7 +251,6 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
 
     cut = lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1)  # noqa: E731
     batches = jax.tree.map(cut, batch)
-    # A CPU takes gradients of convolutions slowly inside a loop.
     given = (batches, jnp.arange(parts))
     if config.model.scan and parts > 1:
       state, judged = jax.lax.scan(rival, state, given)

@@ -120,6 +120,7 @@ class Critic(nn.Module):
         (4, 4),
         (2, 2),
         padding=1,
+        use_bias=not (self.norm and level),
         kernel_init=INIT,
         dtype=self.dtype,
         name=f"conv_{level}",

@@ -134,11 +134,12 @@ def test_gradients_of_both_players_by_hand():
   other = label.reshape(-1, 2)[:, ::-1].ravel()
   wrong = on_real + 0.2 * (other - label)
   found = gradients(after, "critic")
+
   # d/dD of (D(x) - 1)^2 / 2 + (3/4 D(fake)^2 + 1/4 D(x | other)^2) / 2, and
   # (r1 + r2) / 2 |slope|^2.
-  by = lambda r, f, w: np.mean(
-    (on_real - 1) * r + 0.75 * on_fake * f + 0.25 * wrong * w
-  )  # noqa: E731
+  def by(r, f, w):
+    return np.mean((on_real - 1) * r + 0.75 * on_fake * f + 0.25 * wrong * w)
+
   slope = np.array([0.3, -0.7])
   wanted = [by(real[:, i], fake[:, i], real[:, i]) + 0.8 * slope[i] for i in (0, 1)]
   np.testing.assert_allclose(found["slope"], wanted, rtol=1e-5)

@@ -1,0 +1,207 @@
+"""GANs as families: what may be combined, what is refused, and any device count."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from core import parallel
+from core.errors import UserError
+from core.family import Spec
+from core.family import make as make_family
+from gan import critic, losses
+from tests.runs import largest_difference, load_config, random_batch
+
+KEY = jax.random.key(0)
+# Each architecture with a critic of its own, and those that batch norm keeps apart.
+NETWORKS = {
+  "dcgan": {"generator": "dcgan", "critic": "dcgan", "norm": False},
+  "dcgan_norm": {"generator": "dcgan", "critic": "dcgan", "norm": True},
+  "patch": {"generator": "dcgan", "critic": "patch"},
+  "resnet": {"generator": "resnet", "critic": "resnet", "chunks": True},
+  "stylegan2": {"generator": "stylegan2", "critic": "stylegan2"},
+  "r3gan": {"generator": "r3gan", "critic": "r3gan"},
+}
+PENALTIES = {
+  "none": {},
+  "r1": {"r1": 1.0},
+  "r2": {"r2": 1.0},
+  "gradient_penalty": {"gradient_penalty": 10.0},
+  "spectral_norm": {"spectral_norm": "critic"},
+  "spectral_norm_both": {"spectral_norm": "both"},
+  "path_length": {"path_length": 2.0, "path_every": 1},
+}
+MIXES = ("dcgan_norm", "patch")
+
+
+def allowed(networks: str, penalty: str) -> bool:
+  if penalty == "path_length":
+    return networks == "stylegan2"
+  return networks not in MIXES or penalty in ("none", *list(PENALTIES)[4:])
+
+
+def quick(networks: str, penalty: str) -> bool:
+  """Every architecture, and every penalty, at least once."""
+  return networks == "dcgan" or penalty in ("none", "path_length")
+
+
+def make_config(**fields):
+  """The smallest pictures and networks without a text."""
+  config = load_config("configs/gan/dcgan.py")
+  config.data.size, config.text.encoder = 4, "none"
+  config.model.widths = config.gan.widths = (8, 8)
+  config.optim.schedule, config.gan.mismatch = "constant", 0.0
+  config.gan.mapping_layers = 1
+  config.gan.update(fields)
+  return config
+
+
+def make(config):
+  size, channels = config.data.size, config.data.channels
+  return make_family(config, Spec((size, size, channels)))
+
+
+@pytest.mark.parametrize(
+  ("networks", "penalty"),
+  [
+    pytest.param(a, p, marks=() if quick(a, p) else pytest.mark.slow)
+    for a in NETWORKS
+    for p in PENALTIES
+    if allowed(a, p)
+  ],
+)
+def test_a_step_of_every_combination(networks, penalty, monkeypatch, subtests):
+  """Architecture x penalty, with every loss: it is chosen while the program runs."""
+  names, chosen = tuple(losses.LOSSES), []
+
+  def choose(part):
+    each = [getattr(loss, part) for loss in losses.LOSSES.values()]
+    return lambda *logits: jax.lax.switch(chosen[-1], each, *logits)
+
+  any_loss = losses.Loss(*map(choose, losses.Loss._fields))
+  monkeypatch.setattr(losses, "make", lambda name: any_loss)
+  config = make_config(**NETWORKS[networks], **PENALTIES[penalty])
+  family, batch = make(config), random_batch(config)
+
+  @jax.jit
+  def step(state, batch, which):
+    chosen.append(which)
+    return family.step(state, batch, KEY)
+
+  before = jax.jit(family.init)(KEY, batch)
+  found = {}
+  for i, name in enumerate(names):
+    with subtests.test(name):
+      after, metrics = jax.device_get(step(before, batch, i))
+      assert all(np.isfinite(value) for value in metrics.values()), metrics
+      assert metrics["skipped"] == 0
+      for player in ("generator", "critic"):
+        assert largest_difference(before.params[player], after.params[player]) > 0
+      assert (metrics["penalty"] > 0) == (penalty in ("r1", "r2", "gradient_penalty"))
+      if penalty == "path_length":
+        assert after.extra["tracked"]["path"] > 0
+      found[name] = float(metrics["critic_loss"])
+  assert len(set(found.values())) == len(names) - 1  # two share the critic's
+
+
+@pytest.mark.parametrize(
+  ("fields", "words"),
+  [
+    ({"gan.r1": 1.0}, "set gan.norm to False"),
+    ({"gan.critic": "patch", "gan.gradient_penalty": 1.0}, "batch norm mixes pictures"),
+    ({"optim.microbatches": 2}, "optim.microbatches"),
+    ({"data.batch_size": 7}, "multiple of twice gan.critic_steps=1"),
+    ({"data.batch_size": 12, "gan.critic_steps": 4}, "gan.critic_steps=4"),
+    ({"gan.path_length": 2.0}, "needs the styles"),
+    ({"gan.loss": "hinje"}, "did you mean 'hinge'"),
+    ({"gan.generator": "resnt"}, "did you mean 'resnet'"),
+    ({"gan.critic": "dcgn"}, "did you mean 'dcgan'"),
+    ({"gan.augment": "adda"}, "did you mean 'ada'"),
+    ({"gan.spectral_norm": "bothe"}, "did you mean 'both'"),
+    ({"gan.mismatch": 0.5}, "needs conditions to mix up"),
+    ({"gan.adaptive": True}, "gan.adaptive"),
+    ({"gan.start": 10}, "gan.start"),
+    ({"text.drop": 0.1}, "text.drop"),
+    ({"sample.guidance_scale": 2.0}, "without guidance"),
+    ({"data.low_size": 4}, "reads no small picture"),
+  ],
+)
+def test_refusals(fields, words):
+  config = make_config()
+  config.update_from_flattened_dict(fields)
+  with pytest.raises(UserError, match=words):
+    make(config)
+
+
+def test_refusals_of_latents():
+  for generator, latents in (("dcgan", False), ("resnet", False), ("r3gan", True)):
+    config = make_config(generator=generator, critic="resnet")
+    for spec in (Spec((4, 4, 3), pixels=False), Spec((4, 4, 1), vocab_size=8)):
+      if latents and not spec.vocab_size:
+        make_family(config, spec)
+        continue
+      with pytest.raises(UserError):
+        make_family(config, spec)
+
+
+def test_an_unknown_augmentation_is_refused_when_training_starts():
+  config = make_config(augment="diff", policy=("colour",))
+  family, batch = make(config), random_batch(config)
+  state = jax.eval_shape(family.init, KEY, batch)
+  with pytest.raises(UserError, match="did you mean 'color'"):
+    jax.eval_shape(family.step, state, batch, KEY)
+
+
+def test_rows_that_a_device_cannot_pair_are_refused():
+  config = make_config()
+  family, batch = make(config), random_batch(config)
+  state = jax.eval_shape(family.init, KEY, batch)
+  with pytest.raises(UserError, match="a device has 3 rows"):
+    jax.eval_shape(family.step, state, jax.tree.map(lambda a: a[:3], batch), KEY)
+
+
+def test_pictures_that_are_noised_already_are_not_noised_again():
+  with pytest.raises(UserError, match="noises pictures already"):
+    critic.make(make_config(augment="noise"), noisy=True)
+
+
+CUT = {
+  "batch_norm": {"generator": "dcgan", "critic": "dcgan", "loss": "hinge"},
+  "styles": {
+    "generator": "stylegan2",
+    "critic": "stylegan2",
+    "r1": 1.0,
+    "path_length": 2.0,
+    "path_every": 1,
+    "augment": "ada",
+    "augment_kimg": 0.1,
+  },
+}
+
+
+@functools.cache
+def trained(name: str, backend: str):
+  """The state and the metrics after two steps."""
+  config = make_config(**CUT[name])
+  config.parallel.backend = backend
+  # Four rows a device: a group of StyleGAN2's critic is not cut.
+  config.data.batch_size = 32
+  # By Adam's root a gradient that is only noise moves as much as any.
+  config.optim.eps, config.optim.learning_rate = 1e-3, 1e-2
+  family, run = make(config), parallel.make(config.parallel)
+  state = run.init(family.init, KEY, run.put(random_batch(config)))
+  step = run.compile_step(family.step, state, random_batch(config))
+  for i in range(2):
+    state, metrics = step(state, random_batch(config, i), KEY)
+  return jax.device_get((state, metrics))
+
+
+@pytest.mark.parametrize("backend", ["pmap", "mesh"])
+@pytest.mark.parametrize("name", CUT)
+def test_eight_devices_equal_one(name, backend):
+  (alone, told), (state, metrics) = trained(name, "jit"), trained(name, backend)
+  assert largest_difference(alone, state) < 2e-5
+  assert largest_difference(told, metrics) < 1e-3
+  moved = alone.extra["tracked"]["batch_stats"]["net"]
+  assert largest_difference(moved, jax.tree.map(np.zeros_like, moved)) > 1e-3
