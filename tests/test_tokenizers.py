@@ -242,6 +242,7 @@ def test_weights_given_are_those_it_starts_from():
     ("vae.loss", "l3", "vae.loss='l3' is unknown"),
     ("text.encoder", "bytes", "set text.encoder to 'none'"),
     ("vae.free_bits", 1.0, "vae.autoencoder has no use for vae.free_bits=1.0"),
+    ("vae.quantizers", 4, "has no use for vae.quantizers=4: set it to 1"),
     ("sample.edit", "inpaint", "sample.edit='inpaint' is unknown"),
     ("vae.bottleneck", "vq", "to start vae.codes=5000 codes"),
   ],

@@ -68,6 +68,10 @@ def make(
   checks.refuse(config, "vae", latent_dim=0, free_bits=0)
   if settings.bottleneck not in ("gumbel", "fsq"):
     checks.refuse(config, "vae", evenness=0)
+  if settings.bottleneck not in ("kl", "gumbel"):
+    checks.refuse(config, "vae", warmup_steps=0)
+  if settings.bottleneck != "vq":
+    checks.refuse(config, "vae", quantizers=1)
   if settings.loss not in LOSSES:
     raise unknown("vae.loss", settings.loss, LOSSES)
   if config.text.encoder != "none":
