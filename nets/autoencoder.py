@@ -1,6 +1,6 @@
 """The encoder and decoder of latent diffusion's autoencoders.
 
-Rombach et al. 2022 (arXiv:2112.10752), appendix G.1, from Esser et al. 2021
+Rombach et al. 2022 (arXiv:2112.10752), appendix G, from Esser et al. 2021
 (arXiv:2012.09841); with the default settings they are Stable Diffusion's.
 """
 
@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Integer
 
+from nets.groups import Vec
 from nets.layers import Dense, GroupNorm
 from nets.unet import AttentionBlock, Conv, ResBlock, check_heads, check_size, double
 from text.cond import Cond
 
-Given = Array | None
+Ids = Integer[Array, " b"] | None
 
 # Channels a group of the norms, at least: Stable Diffusion's 32 groups have as many. In
 # narrower networks each would be one channel and lose its mean over the picture.
@@ -62,7 +63,7 @@ class Stack(nn.Module):
     return Conv(features, dtype=self.dtype, name="in")(x)
 
   def _blocks(
-    self, x: Array, way: str, level: int, count: int, vec: Given, ids: Given
+    self, x: Array, way: str, level: int, count: int, vec: Vec, ids: Ids
   ) -> Array:
     for i in range(count):
       x = self._block(x, self.widths[level], f"{way}_{level}_{i}", vec, ids)
@@ -70,7 +71,7 @@ class Stack(nn.Module):
         x = self._attend(x, f"{way}_{level}_{i}_attention")
     return x
 
-  def _middle(self, x: Array, vec: Given, ids: Given) -> Array:
+  def _middle(self, x: Array, vec: Vec, ids: Ids) -> Array:
     x = self._block(x, x.shape[-1], "middle_0", vec, ids)
     if self.middle_attention:
       x = self._attend(x, "middle_attention")
@@ -80,7 +81,7 @@ class Stack(nn.Module):
     x = jax.nn.silu(GroupNorm(LEAST, name="out_norm")(x.astype(jnp.float32)))
     return Conv(self.out_channels, name="out")(x)
 
-  def _block(self, x: Array, features: int, name: str, vec: Given, ids: Given) -> Array:
+  def _block(self, x: Array, features: int, name: str, vec: Vec, ids: Ids) -> Array:
     block = nn.remat(ResBlock) if self.remat else ResBlock
     options = (self.dropout, self.dtype)
     return block(features, *options, least=LEAST, name=name)(x, vec, ids)
@@ -103,8 +104,8 @@ class Encoder(Stack):
   def __call__(
     self,
     x: Float[Array, "b h w c"],
-    vec: Float[Array, "b e"] | None = None,
-    ids: Integer[Array, " b"] | None = None,
+    vec: Vec = None,
+    ids: Ids = None,
   ) -> Float[Array, "b h2 w2 {self.out_channels}"]:
     """[b, h / f, w / f, out_channels]; dropout is active if `ids` is given.
 
@@ -141,8 +142,8 @@ class Decoder(Stack):
   def __call__(
     self,
     z: Float[Array, "b h w c"],
-    vec: Float[Array, "b e"] | None = None,
-    ids: Integer[Array, " b"] | None = None,
+    vec: Vec = None,
+    ids: Ids = None,
   ) -> Float[Array, "b h2 w2 {self.out_channels}"]:
     """[b, h * f, w * f, out_channels]; `vec` and `ids` as in the encoder.
 
@@ -203,8 +204,8 @@ class Autoencoder(nn.Module):
   def encode(
     self,
     x: Float[Array, "b h w c"],
-    vec: Float[Array, "b e"] | None = None,
-    ids: Integer[Array, " b"] | None = None,
+    vec: Vec = None,
+    ids: Ids = None,
   ) -> Float[Array, "b h2 w2 {self.encoded}"]:
     """quant(encoder(x)), [b, h / f, w / f, encoded]; raises as `Encoder`."""
     return self.quant(self.encoder(x, vec, ids))
@@ -212,14 +213,14 @@ class Autoencoder(nn.Module):
   def decode(
     self,
     z: Float[Array, "b h w {self.latent}"],
-    vec: Float[Array, "b e"] | None = None,
-    ids: Integer[Array, " b"] | None = None,
+    vec: Vec = None,
+    ids: Ids = None,
   ) -> Float[Array, "b h2 w2 {self.image_channels}"]:
     """decoder(post_quant(z)), [b, h * f, w * f, image_channels]."""
     return self.decoder(self.post_quant(z), vec, ids)
 
   def __call__(
-    self, x: Float[Array, "b h w c"], vec: Float[Array, "b e"] | None = None
+    self, x: Float[Array, "b h w c"], vec: Vec = None
   ) -> tuple[
     Float[Array, "b h2 w2 {self.encoded}"], Float[Array, "b h w {self.image_channels}"]
   ]:

@@ -14,11 +14,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from core.errors import UserError
-from nets.groups import Group, Normal, Residual
+from nets.groups import Group, Normal, Residual, Vec
 from nets.layers import Dense
 from nets.unet import Conv
-
-Vec = Float[Array, "b e"] | None
 
 
 class Pass(NamedTuple):

@@ -146,7 +146,7 @@ def vector_quantizer(vae: ConfigDict, batch_size: int) -> Bottleneck:
     return codebook.update(tracked, sums, vae.codebook_decay, vae.revive_below, key)
 
   codes = {
-    # To take the nearest code is the decoder's part (Rombach et al. 2022, section 3.2).
+    # To take the nearest code is the decoder's part (Rombach et al. 2022, section 3.1).
     "latents": Code(
       channels,
       0,

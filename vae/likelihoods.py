@@ -86,9 +86,10 @@ def bernoulli(channels: int) -> Likelihood:
 def gaussian(channels: int) -> Likelihood:
   """N(x; mu, sigma^2), with one sigma for each colour channel of a picture.
 
-  raw is mu and a map whose mean over the picture is log sigma: the learned scale of
-  sigma-VAE (Rybkin et al. 2021, arXiv:2006.13202, section 4), which takes the place of
-  a tuned weight of the KL term. The mean is cut to [-1, 1].
+  raw is mu and a map whose mean over the picture is log sigma. A learned scale takes
+  the place of a tuned weight of the KL term, as in sigma-VAE (Rybkin et al. 2021,
+  arXiv:2006.13202, section 4), where one scale serves all pictures. The mean is cut to
+  [-1, 1].
   """
 
   def parts(raw: Raw) -> tuple[Image, Float[Array, "b 1 1 c"]]:

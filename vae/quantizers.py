@@ -64,8 +64,8 @@ def annealed(
   """From `start` to `end` over `steps` updates along half a cosine; then `end`.
 
   start + (end - start) (1 - cos(pi updates / steps)) / 2, and `end` at once if there
-  are no steps. Ends and lengths in DALL-E, appendix A.2: the temperature from 1 to 1/16
-  over 150,000 updates, the weight of the KL from 0 to 6.6 over 5,000.
+  are no steps. DALL-E's temperature goes from 1 to 1/16 over 150,000 updates (appendix
+  A.2).
   """
   share = jnp.minimum(updates / steps, 1.0) if steps else jnp.ones(())
   return start + (end - start) * (1 - jnp.cos(jnp.pi * share)) / 2

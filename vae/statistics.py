@@ -5,7 +5,6 @@ from jaxtyping import Array, Float, Int
 
 from vae import codebook
 
-Counts = dict[str, Array]
 # A code used less than this share of even use counts as unused: in an average that
 # began with all in use, a dead code takes some 300 updates to fall below.
 LEAST = 0.05
