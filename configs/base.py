@@ -229,7 +229,9 @@ def vae() -> ConfigDict:
   the picture, so f = 2^(len(model.widths) - 1).
   """
   v = ConfigDict()
-  v.latent_channels = 4  # of the map of latents, or of each group of a hierarchy
+  # of the map of latents (or of the two maps around a vector of them, see latent_dim),
+  # or of each group of a hierarchy
+  v.latent_channels = 4
   v.beta = 1.0  # weight of the KL term in training, on all but vq and fsq
   v.warmup_steps = 0  # updates over which it rises from 0
   # vae.vae and vae.hierarchical

@@ -10,7 +10,7 @@ have the L1 loss of configs/vae/kl.py.
 
 Variants:
   :openmoji32     32x32 OpenMoji to 8x8 of 256 codes: twelve minutes on one CPU core.
-  :fashion_mnist  32x32 Fashion-MNIST to 8x8 of 256 codes: five minutes.
+  :fashion_mnist  32x32 Fashion-MNIST to 8x8 of 256 codes: two to three minutes.
   :tiny           seconds; what tests use.
 """
 

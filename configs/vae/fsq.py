@@ -5,7 +5,7 @@ levels, together 1,000 codes, which the paper recommends for about 2^10.
 
 Variants:
   :openmoji32     32x32 OpenMoji to 8x8 of 240 codes: twelve minutes on one CPU core.
-  :fashion_mnist  32x32 Fashion-MNIST to 8x8 of 240 codes, five minutes.
+  :fashion_mnist  32x32 Fashion-MNIST to 8x8 of 240 codes: two to three minutes.
   :tiny           seconds; what tests use.
 """
 

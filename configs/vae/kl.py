@@ -11,7 +11,7 @@ Stable Diffusion's own weights are read with
 Variants:
   :openmoji32     32x32 OpenMoji to 8x8x4: twelve minutes on one CPU core.
   :openmoji32_c8  to 8x8x8, wider and three times as long.
-  :fashion_mnist  32x32 Fashion-MNIST to 8x8x4: five minutes on one CPU core.
+  :fashion_mnist  32x32 Fashion-MNIST to 8x8x4: two to three minutes on one CPU core.
   :tiny           seconds; what tests use.
 """
 

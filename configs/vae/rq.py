@@ -5,7 +5,7 @@ the paper shares one codebook among the depths and has a critic.
 
 Variants:
   :openmoji32     32x32 OpenMoji to 8x8x4 of 64 codes: twelve minutes on one CPU core.
-  :fashion_mnist  32x32 Fashion-MNIST to 8x8x4 of 64 codes: five minutes.
+  :fashion_mnist  32x32 Fashion-MNIST to 8x8x4 of 64 codes: two to three minutes.
   :tiny           seconds; what tests use.
 """
 
