@@ -319,7 +319,7 @@ def test_steps_with_rho_1_on_all_rows_are_plain_em():
 
 
 def test_statistics_move_by_rho():
-  # Cappé & Moulines 2009, equation 7, with rho = 2^-1/2, then 3^-1/2.
+  # Cappé & Moulines 2009, with rho = 2^-1/2, then 3^-1/2.
   config = make_config(mixture__power=0.5)
   _, state, step = stepping(config)
   batch = batch_of(config)

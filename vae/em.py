@@ -122,7 +122,7 @@ def expect(
 ) -> tuple[Statistics, Float[Array, " b"]]:
   """The E step: sums over the unmasked rows, and log p(x, y) of each row.
 
-  E[z z^T] = Cov[z] + E[z] E[z]^T (Ghahramani & Hinton 1996, equations 2 and 3).
+  E[z z^T] = Cov[z] + E[z] E[z]^T (Ghahramani & Hinton 1996, equations 2 and 4).
   """
   log_p, z = log_density(mixture, x)
   joint = log_p + log_evidence(mixture, words)
@@ -150,7 +150,8 @@ def maximise(
   """The M step: the parameters that make the expected log-likelihood greatest.
 
   F = xz zz^-1, psi = (xx - diag(F xz^T)) / n, pi = n / sum n with n the sum of q
-  (Ghahramani & Hinton 1996, equations 7 and 8), and p(v | k) the share of word v.
+  (Ghahramani & Hinton 1996, equations 5 and 6, with the mean as one more column and the
+  rows weighted by q), and p(v | k) the share of word v.
 
   Then z is measured anew, to have mean 0 and covariance 1 over the rows: PX-EM (Liu,
   Rubin & Wu 1998, Biometrika 85), which like EM never lowers the likelihood. Many

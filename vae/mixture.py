@@ -43,9 +43,9 @@ HASH_BITS = 10  # words are told apart by so many bits
 def make(config: ConfigDict, spec: Spec) -> Family:
   """The family of `config.mixture`.
 
-  A step is one update of stepwise EM (Cappé & Moulines 2009, arXiv:0712.4273,
-  equations 7 and 8): s = (1 - rho) s + rho s(batch) with rho = (t + 2)^-power after t
-  updates, then the M step. s(batch) is the mean over the batch's rows of the expected
+  A step is one update of stepwise EM (Cappé & Moulines 2009, arXiv:0712.4273):
+  s = (1 - rho) s + rho s(batch) with rho = (t + 2)^-power after t updates, then the M
+  step. s(batch) is the mean over the batch's rows of the expected
   statistics, and s starts as what the initial mixture expects. With power 0 and a batch
   of the whole data it is plain EM. s is `state.opt`; it is an average over the steps
   already, so `state.ema` is the parameters themselves.
