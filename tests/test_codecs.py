@@ -89,6 +89,43 @@ def test_latents_are_encoded_once_file_by_file(place, monkeypatch, capsys):
   np.testing.assert_allclose(before, want, atol=1e-4)
 
 
+def test_prepare_encodes_both_splits_on_all_devices(place, tmp_path, capsys):
+  kept = shutil.ignore_patterns("latents")
+  shutil.copytree(place / "fsq", tmp_path / "fsq", ignore=kept)
+  config = generator(
+    place,
+    **{
+      "data.codec": str(tmp_path / "fsq"),
+      "data.eval_split": "all",
+      "parallel.backend": "pmap",
+    },
+  )
+  build.encode_splits(config, lambda split: source.load(config.data, split))
+  said = capsys.readouterr().err
+  assert said.count("encoding train") == said.count("encoding all") == 1
+  many = latents_of(config)
+  assert "encoding" not in capsys.readouterr().err
+  one = latents_of(generator(place))  # on one device
+  assert len(many) == len(one)
+  for i in range(len(one)):
+    np.testing.assert_allclose(many[i].image, one[i].image, atol=1e-5)
+
+
+def test_a_prior_over_the_latents_of_a_vae(place, tmp_path):
+  """Another family over them, in place of the VAE's own N(0, I)."""
+  fields = {"vae.latent_dim": 0, "text.drop": 0.1}
+  vae = on(place / "pictures", "configs/vae/vae.py", **fields)
+  config = generator(place, **{"data.codec": str(started(vae, tmp_path / "vae"))})
+  family, run = build.family(config), parallel.make(config.parallel)
+  batch = next(build.train_stream(config, source.load(config.data, "train"))(0))
+  state = run.init(family.init, jax.random.key(0), batch)
+  opened = build.codec(config)
+  assert batch["x"].shape == (8, *opened.codec.spec.shape) == (8, 4, 4, 4)
+  samples = sample.batch_sampler(config, family, run, 2)(state, 0, ["a", "b"], [0, 0])
+  assert samples.images.shape == (2, 8, 8, 3)
+  assert np.abs(samples.images).max() <= 1
+
+
 def test_other_pictures_have_other_latents(place, tmp_path):
   config = generator(place)
   opened = build.codec(config)
