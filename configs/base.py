@@ -286,6 +286,7 @@ def flow() -> ConfigDict:
 def gan() -> ConfigDict:
   """GANs (`gan/`); `optim` is the generator's optimizer, with its EMA."""
   g = ConfigDict()
+  g.family = ""  # gan.hybrid: the family that a critic is added to, such as vae.vae
   g.generator = "dcgan"  # dcgan, resnet, stylegan2 or r3gan, as wide as model.widths
   g.latent_dim = 128  # numbers of noise a picture is made of
   g.critic = "dcgan"  # or resnet, stylegan2, r3gan, patch

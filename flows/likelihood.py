@@ -21,6 +21,8 @@ from core.family import (
   Batch,
   Family,
   Metrics,
+  Objective,
+  Play,
   Samples,
   Spec,
   check_spec,
@@ -170,6 +172,16 @@ def family(
     found, (costs,) = log_likelihood(params, x, encoded, keys[:, 0], uses.train)
     return bits(-found, dims) + sum(costs.values()), costs
 
+  def play(weights: tuple, batch: Batch, rng: Array, axis: str | None = None) -> Play:
+    """Flow-GAN's, Grover et al. 2018 (arXiv:1705.08868), eq. 6."""
+    (params, _), cond = weights, batch["cond"]
+    losses, metrics = loss(params, batch, rng)
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(
+      example_keys(rng, batch["_id"])
+    )
+    fakes = form(params, noises(keys), cond, frames=1).images
+    return Play(losses, jnp.asarray(batch["x"]), fakes, metrics)
+
   def draws(params: PyTree, batch: Batch, rng: Array) -> Callable[[Array], Nats]:
     """i -> the log likelihood by draw i of the noise."""
     x, keys = jnp.asarray(batch["x"]), example_keys(rng, batch["_id"])
@@ -185,19 +197,22 @@ def family(
     found = jax.lax.map(each, jnp.arange(k))
     return bits(math.log(k) - jax.nn.logsumexp(found, axis=0), dims)
 
-  def form(params: PyTree, z: Image, cond: Cond) -> Samples:
-    """The pictures of z, and the way to them."""
+  def form(params: PyTree, z: Image, cond: Cond, frames: int = 0) -> Samples:
+    """The pictures of z, and the way to them in `sample.frames`, or in `frames`."""
+    frames = frames or config.sample.frames
     encoded = encode(
       params, cond.with_null() if guides else cond.replace(negative=None)
     )
-    stages, calls = uses.draw(params["flow"], z, encoded, config.sample.frames)
+    stages, calls = uses.draw(params["flow"], z, encoded, frames)
     frames = jax.lax.map(lambda x: shown(entry.inverse((), x, encoded), spec), stages)
     return Samples(frames[-1], frames, calls)
 
   def sample(params: PyTree, rng: Array, cond: Cond, n: int) -> Samples:
+    return form(params, noises(sample_keys(rng, n)), cond)
+
+  def noises(keys: Key[Array, " n"]) -> Image:
     draw = lambda key: jax.random.normal(key, spec.shape)  # noqa: E731
-    z = config.sample.temperature * jax.vmap(draw)(sample_keys(rng, n))
-    return form(params, z, cond)
+    return config.sample.temperature * jax.vmap(draw)(keys)
 
   def infer(params: PyTree, cond: Cond, images: Image) -> Image:
     encoded = encode(params, cond)
@@ -216,6 +231,7 @@ def family(
     evals={"bpd": bpd, **more},
     on_request=tuple(more),
     edits=edits,
+    objective=Objective(init, play),
   )
 
 

@@ -56,6 +56,13 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
   """
   gan, objective, parts = config.gan, family.objective, config.gan.critic_steps
   loss = losses.make(gan.loss)
+  if objective is None:
+    raise UserError(f"no critic can be added to {config.family}: it draws by itself.")
+  if gan.adaptive and not objective.last:
+    raise UserError(
+      "gan.adaptive=True needs a layer that makes the picture, which"
+      f" {config.family} does not tell: set it to False, and gan.weight."
+    )
   checks.refuse(config, "optim", microbatches=1)
   if config.data.batch_size % (2 * parts):
     raise UserError(

@@ -54,7 +54,8 @@ def frozen(config: ConfigDict, spec: Spec) -> dict[str, PyTree]:
   vae, found = config.get("vae"), {}
   if vae is None or not (vae.perceptual_weight or vae.weights):
     return found
-  if config.family != "vae.autoencoder":
+  name = config.gan.family if config.family == "gan.hybrid" else config.family
+  if name != "vae.autoencoder":
     raise UserError(
       f"vae.perceptual_weight and vae.weights are for vae.autoencoder, not"
       f" {config.family}; set them to 0 and ''."

@@ -19,6 +19,8 @@ from core.family import (
   Batch,
   Codec,
   Family,
+  Objective,
+  Play,
   Samples,
   Spec,
   Tracked,
@@ -106,8 +108,8 @@ def make(
       return jax.tree.map(jnp.asarray, weights)
     return net.init(rng, batch["x"][:1])["params"]
 
-  def losses(weights: PyTree, batch: Batch, rng: Array, training: bool) -> tuple:
-    (params, tracked), x, ids = weights, batch["x"], batch["_id"]
+  def played(weights: PyTree, batch: Batch, rng: Array, training: bool) -> Play:
+    (params, tracked), x, ids = weights, jnp.asarray(batch["x"]), batch["_id"]
     how = {"ids": ids, "rngs": {"dropout": rng}} if training else {}
     h = encode(params, x, **how)
     mask = batch["_mask"].astype(jnp.float32)
@@ -134,7 +136,7 @@ def make(
       used = statistics.use(tracked["seen"]["tokens"])
       metrics |= {name: jnp.broadcast_to(v, len(x)) for name, v in used.items()}
     sums = {"bottleneck": passed.sums, "seen": see(h, tracked, mask)}
-    return loss, metrics, sums
+    return Play(loss, x, found, metrics, sums)
 
   def see(h: Array, tracked: PyTree, mask: Array) -> PyTree:
     """What is counted of each form, over the unmasked rows."""
@@ -210,20 +212,29 @@ def make(
     code = jax.vmap(lambda key: draw(key, shape))(sample_keys(rng, n))
     return formed(own, weights, code.astype(form.spec.dtype), cond)
 
+  def play(weights: PyTree, batch: Batch, rng: Array, axis: str | None = None) -> Play:
+    return played(weights, batch, rng, True)
+
+  def loss(weights: PyTree, batch: Batch, rng: Array) -> tuple:
+    found = play(weights, batch, rng)
+    return found.losses, found.metrics, found.sums
+
+  tracked = Tracked(track, update)
   offered = edits.of_codecs(codecs, formed)
   checks.check_edit(config, offered)
   return from_loss(
     config,
     init=init,
-    loss=lambda weights, batch, rng: losses(weights, batch, rng, True),
+    loss=loss,
     sample=sample,
     evals={
-      "loss": lambda *args: losses(*args, False)[0],
-      "reconstruction": lambda *args: losses(*args, False)[1]["reconstruction"],
+      "loss": lambda *args: played(*args, False).losses,
+      "reconstruction": lambda *args: played(*args, False).metrics["reconstruction"],
     },
     edits=offered,
     codecs=codecs,
-    tracked=Tracked(track, update),
+    tracked=tracked,
+    objective=Objective(init, play, tracked, ("decoder", "out", "kernel")),
   )
 
 

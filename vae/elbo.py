@@ -14,7 +14,17 @@ from jaxtyping import Array, Float, Key, PyTree
 from ml_collections import ConfigDict
 
 from core import checks
-from core.family import Batch, Codec, Family, Samples, Spec, check_spec, example_keys
+from core.family import (
+  Batch,
+  Codec,
+  Family,
+  Objective,
+  Play,
+  Samples,
+  Spec,
+  check_spec,
+  example_keys,
+)
 from core.levels import bits
 from core.step import UNTRACKED, from_loss
 from text.cond import Cond
@@ -30,11 +40,13 @@ class Draw(NamedTuple):
     log_px: log p(x|z).
     kls: KL(q(z|x) || p(z)) of each channel or group, by the names to log them under.
     log_ratio: log p(z) - log q(z|x).
+    picture: the expected picture, in [-1, 1].
   """
 
   log_px: Float[Array, " b"]
   kls: dict[str, Float[Array, "b _"]]
   log_ratio: Float[Array, " b"]
+  picture: Float[Array, "b h w c"]
 
   def kl(self) -> Float[Array, " b"]:
     """Of all latents."""
@@ -57,6 +69,7 @@ def family(
   sample: Callable[[Weights, Array, Cond, int], Samples],
   edits: Mapping[str, Callable[..., Samples]],
   codecs: Mapping[str, Codec] = {},
+  last: tuple[str, ...] = (),
 ) -> Family:
   """The family whose q(z|x, y) and p(x|z, y) are given.
 
@@ -75,6 +88,7 @@ def family(
     sample: as `from_loss` takes it.
     edits: likewise.
     codecs: likewise.
+    last: as `Objective.last`.
 
   Raises:
     UserError: tokens or latents, guidance, or an edit that does not exist.
@@ -86,6 +100,11 @@ def family(
   vae, dims = config.vae, math.prod(spec.shape)
 
   def loss(weights: Weights, batch: Batch, rng: Array) -> tuple:
+    losses, metrics, *_ = drawn(weights, batch, rng)
+    return losses, metrics, {}
+
+  def drawn(weights: Weights, batch: Batch, rng: Array) -> tuple:
+    """The losses, the metrics, the draw and a key of each example."""
     (params, tracked), cond = weights, batch["cond"]
     keys = jax.vmap(jax.random.split)(example_keys(rng, batch["_id"]))
     if config.text.drop > 0:
@@ -97,7 +116,18 @@ def family(
     metrics = {name: bits(part.sum(1), dims) for name, part in draw.kls.items()}
     metrics["kl"] = sum(metrics.values())
     metrics["reconstruction"] = bits(-draw.log_px, dims)
-    return bits(nats, dims), metrics, {}
+    return bits(nats, dims), metrics, draw, keys[:, 1]
+
+  def play(weights: Weights, batch: Batch, rng: Array, axis: str | None = None) -> Play:
+    """A critic sees both uses of the decoder: every second picture is of the prior.
+
+    VAE-GAN, Larsen et al. 2016 (arXiv:1512.09300), eq. 8.
+    """
+    losses, metrics, draw, keys = drawn(weights, batch, rng)
+    of_prior = sample(weights, keys, batch["cond"], len(keys)).images
+    even = (batch["_id"] % 2 == 0).reshape(-1, 1, 1, 1)
+    fakes = jnp.where(even, draw.picture, of_prior)
+    return Play(losses, jnp.asarray(batch["x"]), fakes, metrics)
 
   def draws(weights: Weights, batch: Batch, rng: Array) -> Callable[..., Draw]:
     """i -> draw i of z."""
@@ -130,4 +160,5 @@ def family(
     edits=edits,
     codecs=codecs,
     tracked=UNTRACKED,
+    objective=Objective(init, play, UNTRACKED, last),
   )

@@ -71,7 +71,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
       ratios = [log_ratio(*pair, e) for pair, e in zip(pairs, eps, strict=True)]
       sides = [f"kl_{side}" for _, side, *_ in model.net.down.shapes]
       kls = {side: kl(*pair) for side, pair in zip(sides, pairs, strict=True)}
-      return Draw(log_px, kls, sum(ratios))
+      return Draw(log_px, kls, sum(ratios), model.likelihood.mean(met.out))
 
     return draw
 

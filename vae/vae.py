@@ -44,7 +44,8 @@ def make(config: ConfigDict, spec: Spec) -> Family:
       eps = noise(keys[:, 0])
       raw = model.run(params, "decode", q.at(eps), vec, ids, dropout=dropout)
       log_px = model.likelihood.log_levels(x, raw, keys[:, 1])
-      return Draw(log_px, {"kl": q.kl()}, q.log_ratio(eps))
+      picture = model.likelihood.mean(raw)
+      return Draw(log_px, {"kl": q.kl()}, q.log_ratio(eps), picture)
 
     return draw
 
@@ -86,4 +87,5 @@ def make(config: ConfigDict, spec: Spec) -> Family:
       "interpolate": edits.interpolate(mean, form),
     },
     codecs=codecs,
+    last=("decoder", "out", "kernel"),
   )
