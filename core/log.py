@@ -20,6 +20,7 @@ from rich.progress import (
 )
 from tensorboardX import SummaryWriter
 
+from core.family import Watch
 from core.workdir import explained, write_atomic
 
 
@@ -52,6 +53,7 @@ class Log:
     self._active = jax.process_index() == 0
     self._steps = steps
     self._clock = (start, time.perf_counter())
+    self._out: dict[str, int] = {}  # reports in a row that a metric was out of range
     if not self._active:
       return
     file = workdir / "metrics.jsonl"
@@ -82,6 +84,17 @@ class Log:
       self._file.flush()
       for key, value in values.items():
         self._board.add_scalar(key, value, step)
+
+  def watch(
+    self, step: int, values: Mapping[str, float], watched: Mapping[str, Watch]
+  ) -> None:
+    """Warns of a metric that three reports in a row have found out of its range."""
+    for name, healthy in watched.items():
+      value = values.get(name, math.nan)
+      out = value < healthy.low or value > healthy.high
+      self._out[name] = self._out.get(name, 0) + 1 if out else 0
+      if self._out[name] == 3:
+        say(f"step {step}: warning: {name} is {value:.3g}: {healthy.advice}")
 
   def progress(self, step: int, loss: float, batch_size: int) -> float:
     """Moves the bar (or prints a line, if there is no terminal); images/s."""

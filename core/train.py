@@ -100,7 +100,8 @@ def train(
       batch = next(stream) if step < cfg.steps else None
       done, stop = step == cfg.steps, stopping(step)
       if done or stop or due(step, cfg.log_every):
-        report(log, step, metrics, batch_size, cfg.max_skipped)
+        values = report(log, step, metrics, batch_size, cfg.max_skipped)
+        log.watch(step, values, family.watched)
       # Before the checkpoint: a run killed in between does both again.
       for hook in hooks:
         if done or (due(step, hook.every) and (hook.required or not stop)):
@@ -139,7 +140,7 @@ def initial_state(
 
 def report(
   log: Log, step: int, metrics: dict[str, jax.Array], batch_size: int, limit: int
-) -> None:
+) -> dict[str, float]:
   """Logs a step's metrics; raises UserError if too many in a row were skipped."""
   values = {k: float(v) for k, v in jax.device_get(metrics).items()}
   loss = values.get("loss", math.nan)
@@ -152,6 +153,7 @@ def report(
       f" step {step}; start again in a new workdir with a lower optim.learning_rate or"
       " with optim.grad_clip."
     )
+  return values
 
 
 def due(step: int, every: int) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from core import workdir
 from core.checkpoint import Checkpoints, abstract_like
 from core.errors import UserError
+from core.family import Watch
 from core.log import Log
 from core.workdir import open_workdir, write_atomic, written
 from tests.runs import load_config
@@ -95,3 +96,14 @@ def test_strange_lines_of_the_log_are_left_out(tmp_path: Path) -> None:
   file.write_bytes("\n".join([good, *strange]).encode() + b"\n\xff\xfe")
   Log(tmp_path, 4, 10).close()
   assert file.read_text() == good + "\n"
+
+
+def test_a_metric_out_of_its_range_is_told_once(
+  tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+  log, watched = Log(tmp_path, 0, 10), {"diversity": Watch(0.2, 10.0, "all alike")}
+  for step, value in enumerate((0.1, 0.1, 0.5, 0.1, 0.1, 0.1, 0.1)):
+    log.watch(step, {"diversity": value}, watched)
+  log.close()
+  told = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+  assert told == ["step 5: warning: diversity is 0.1: all alike"]
