@@ -245,6 +245,44 @@ def posterior_log_variances(
   return small, large
 
 
+def transition(
+  x_s: Float[Array, "b ..."],
+  eps: Float[Array, "b ..."],
+  logsnr_t: Float[Array, " b"],
+  logsnr_s: Float[Array, " b"],
+  scaling: Scaling,
+) -> Float[Array, "b ..."]:
+  """A draw of q(x_t | x_s) for s < t: alpha_t / alpha_s x_s + sigma_t sqrt(share) eps.
+
+  VDM (Kingma et al. 2021), eq. 20 to 22, with share as above; logsnr_s = +inf is the
+  clean picture.
+  """
+  of_t, of_s = (
+    alpha_sigma(per_example(logsnr, x_s), scaling) for logsnr in (logsnr_t, logsnr_s)
+  )
+  share = -jnp.expm1(per_example(logsnr_t - logsnr_s, x_s))
+  return of_t[0] / of_s[0] * x_s + of_t[1] * jnp.sqrt(share) * eps
+
+
+def posterior(
+  x_t: Float[Array, "b ..."],
+  x: Float[Array, "b ..."],
+  eps: Float[Array, "b ..."],
+  logsnr_t: Float[Array, " b"],
+  logsnr_s: Float[Array, " b"],
+  scaling: Scaling,
+) -> Float[Array, "b ..."]:
+  """A draw of q(x_s | x_t, x) for s < t, x itself at logsnr_s = +inf.
+
+  alpha_s x + sigma_s (sqrt(1 - share) eps_t + sqrt(share) eps), eps_t the noise of x_t:
+  Ho et al. 2020, eq. 6 and 7, on any scaling.
+  """
+  alpha, sigma = alpha_sigma(per_example(logsnr_s, x), scaling)
+  share = -jnp.expm1(per_example(logsnr_t - logsnr_s, x))
+  eps_t = eps_of(x, x_t, logsnr_t, scaling)
+  return alpha * x + sigma * (jnp.sqrt(1 - share) * eps_t + jnp.sqrt(share) * eps)
+
+
 def prior_std(logsnr: Float[Array, ""], scaling: Scaling) -> Float[Array, ""]:
   """Standard deviation of the noise that sampling starts from: sigma, under vp 1."""
   sigma = alpha_sigma(logsnr, scaling)[1]

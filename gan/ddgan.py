@@ -28,7 +28,6 @@ from core.family import (
   example_keys,
   sample_keys,
 )
-from core.noise import per_example
 from gan import critic
 from gan.adversarial import adversarial
 from nets import build
@@ -103,32 +102,20 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     config.text.dim,
   )
   # Of t = 0, 1/T, ..., 1: the clean picture first.
-  logsnrs = schedule.logsnr(jnp.arange(1, total + 1) / total)
-  alphas, sigmas = noise.alpha_sigma(logsnrs, "vp")
-  alphas = jnp.concatenate([jnp.ones(1), alphas])
-  sigmas = jnp.concatenate([jnp.zeros(1), sigmas])
+  noisy = schedule.logsnr(jnp.arange(1, total + 1) / total)
+  logsnrs = jnp.concatenate([jnp.full(1, jnp.inf), noisy])
 
   def normals(keys: Key[Array, " n"], shape: tuple[int, ...]) -> Float[Array, "n ..."]:
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
-  def step_share(i: Int[Array, " b"]) -> tuple[Array, Array]:
-    """alpha_t / alpha_s, and the variance that the step from s to t adds to x_t."""
-    ratio = alphas[i] / alphas[i - 1]
-    return ratio, sigmas[i] ** 2 - (ratio * sigmas[i - 1]) ** 2
-
   def posterior(x: Images, x_t: Images, i: Int[Array, " b"], eps: Images) -> Images:
-    """A draw of q(x_s | x_t, x), by Bayes' rule of normals (Ho et al. 2020, eq. 7)."""
-    ratio, added = step_share(i)
-    of_t = per_example(ratio * sigmas[i - 1] ** 2 / sigmas[i] ** 2, x)
-    of_x = per_example(alphas[i - 1] * added / sigmas[i] ** 2, x)
-    std = per_example(sigmas[i - 1] * jnp.sqrt(added) / sigmas[i], x)
-    return of_t * x_t + of_x * x + std * eps
+    return noise.posterior(x_t, x, eps, logsnrs[i], logsnrs[i - 1], "vp")
 
   def estimate(
     params: PyTree, x_t: Images, i: Array, cond: Cond, keys: Array
   ) -> Images:
     z = normals(keys, (gan.latent_dim,))
-    return net.apply({"params": params}, x_t, z, logsnrs[i - 1], cond)
+    return net.apply({"params": params}, x_t, z, logsnrs[i], cond)
 
   def init(rng: Array, batch: Batch) -> PyTree:
     x, z = jnp.asarray(batch["x"]), jnp.zeros((len(batch["x"]), gan.latent_dim))
@@ -140,15 +127,13 @@ def make(config: ConfigDict, spec: Spec) -> Family:
       lambda key: jax.random.split(key, 5), out_axes=1
     )(example_keys(rng, batch["_id"]))
     i = jax.vmap(lambda key: jax.random.randint(key, (), 1, total + 1))(times)
-    level = lambda a: per_example(a, x)  # noqa: E731
-    eps = normals(first, spec.shape)
-    x_s = level(alphas[i - 1]) * x + level(sigmas[i - 1]) * eps
-    ratio, added = step_share(i)
-    x_t = level(ratio) * x_s + level(jnp.sqrt(added)) * normals(second, spec.shape)
+    before, after = logsnrs[i - 1], logsnrs[i]
+    x_s = noise.diffuse(x, normals(first, spec.shape), before, "vp")
+    x_t = noise.transition(x_s, normals(second, spec.shape), after, before, "vp")
     found = estimate(weights[0], x_t, i, batch["cond"], draws)
     fakes = posterior(found, x_t, i, normals(last, spec.shape))
     own = jnp.zeros(len(x))
-    return Play(own, x_s, fakes, context=x_t, logsnr=logsnrs[i - 1])
+    return Play(own, x_s, fakes, context=x_t, logsnr=after)
 
   def sample(state: State, rng: Array, cond: Any, n: int) -> Samples:
     keys, cond = sample_keys(rng, n), cond.replace(negative=None)

@@ -438,3 +438,34 @@ def test_make_reads_the_config():
 def test_make_refuses(fields, sentence):
   with pytest.raises(UserError, match=sentence):
     noise.make(config(**fields))
+
+
+@pytest.mark.parametrize("scaling", ["vp", "ve", "rf"])
+def test_a_step_and_its_posterior_agree_with_the_marginals(scaling):
+  # Of one number x: both ways give x_s and x_t the same means and covariances.
+  x, zero, one = jnp.full((1, 1), 0.7), jnp.zeros((1, 1)), jnp.ones((1, 1))
+  logsnr_t, logsnr_s = jnp.full(1, -1.0), jnp.full(1, 1.5)
+
+  def part(fn, *args):
+    """The constant of an affine function, and its slope by each argument."""
+    base = fn(*(zero for _ in args))
+    slopes = [
+      fn(*(one if i == j else zero for j in range(len(args)))) - base
+      for i in range(len(args))
+    ]
+    return base.item(), *(s.item() for s in slopes)
+
+  known = [zero, zero]
+  alpha_s, sigma_s = noise.alpha_sigma(logsnr_s[0], scaling)
+  alpha_t, sigma_t = noise.alpha_sigma(logsnr_t[0], scaling)
+  step = lambda x_s, eps: noise.transition(x_s, eps, logsnr_t, logsnr_s, scaling)  # noqa: E731
+  _, keep, added = part(step, *known)
+  back = lambda x_t, eps: noise.posterior(x_t, x, eps, logsnr_t, logsnr_s, scaling)  # noqa: E731
+  constant, slope, std = part(back, *known)
+  np.testing.assert_allclose(keep * alpha_s, alpha_t, rtol=1e-5)
+  np.testing.assert_allclose(keep**2 * sigma_s**2 + added**2, sigma_t**2, rtol=1e-5)
+  np.testing.assert_allclose(constant + slope * alpha_t * 0.7, alpha_s * 0.7, rtol=1e-5)
+  np.testing.assert_allclose(slope**2 * sigma_t**2 + std**2, sigma_s**2, rtol=1e-5)
+  np.testing.assert_allclose(slope * sigma_t**2, keep * sigma_s**2, rtol=1e-5)
+  clean = noise.posterior(x + 3, x, one, logsnr_t, jnp.full(1, jnp.inf), scaling)
+  np.testing.assert_allclose(clean, x, rtol=1e-6)
