@@ -1,0 +1,128 @@
+"""A critic on top of other families leaves them what they are."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from core import family as families
+from core.errors import UserError
+from core.family import Spec
+from tests.runs import load_config, random_batch
+
+KEY = jax.random.key(0)
+
+
+def config_of(file: str, **fields: object):
+  config = load_config(f"configs/gan/{file}.py")
+  for name, value in fields.items():
+    config.gan[name] = value
+  return config
+
+
+def made(config):
+  return families.make(config, Spec((config.data.size,) * 2 + (config.data.channels,)))
+
+
+def plain(config):
+  own = config.copy_and_resolve_references()
+  own.family = config.gan.family
+  return made(own)
+
+
+@pytest.mark.parametrize("file", ["vae_gan", "vqgan", "flow_gan"])
+def test_without_weight_a_hybrid_trains_as_its_family(file):
+  config = config_of(file, weight=0.0, adaptive=False)
+  hybrid, own = made(config), plain(config)
+  batch = random_batch(config)
+  state = jax.jit(hybrid.init)(KEY, batch)
+  rng = jax.random.key(7)
+  # The key that the hybrid's step plays the generator's part with.
+  playing, _ = jax.random.split(jax.random.split(rng, 3)[1])
+  alone = state.replace(
+    **{
+      part: {"generator": getattr(state, part)["generator"]}
+      for part in ("params", "opt", "ema")
+    }
+  )
+  after, metrics = jax.jit(hybrid.step)(state, batch, rng)
+  expected, of_family = jax.jit(own.step)(alone, batch, playing)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+    after.params["generator"],
+    expected.params["generator"],
+  )
+  np.testing.assert_allclose(metrics["loss"], of_family["loss"], rtol=1e-5)
+  assert set(of_family) <= set(metrics)
+  assert set(hybrid.evals) == set(own.evals)
+  assert set(hybrid.codecs) == set(own.codecs)
+
+
+def test_a_vaes_critic_sees_reconstructions_and_draws_of_the_prior():
+  config = config_of("vae_gan")
+  own = plain(config)
+  batch = random_batch(config)
+  state = jax.jit(own.init)(KEY, batch)
+  weights = (state.params["generator"], {"updates": jnp.asarray(0)})
+  play = jax.jit(lambda batch: own.objective.play(weights, batch, KEY, None).fakes)
+  before = play(batch)
+  change = np.abs(play(batch | {"x": -batch["x"]}) - before).max((1, 2, 3))
+  assert (change[::2] > 1e-4).all()
+  np.testing.assert_array_equal(change[1::2], 0)
+
+
+def test_a_flows_critic_sees_draws():
+  config = config_of("flow_gan")
+  own = plain(config)
+  batch = random_batch(config)
+  state = jax.jit(own.init)(KEY, batch)
+  play = jax.jit(
+    lambda batch: own.objective.play((state.params["generator"], {}), batch, KEY, None)
+  )
+  first, second = play(batch), play(batch | {"x": -batch["x"]})
+  np.testing.assert_array_equal(first.fakes, second.fakes)
+  assert first.fakes.shape == batch["x"].shape
+  assert np.abs(first.losses - second.losses).max() > 0
+
+
+@pytest.mark.parametrize(
+  ("file", "fields", "message"),
+  [
+    ("vae_gan", {"family": "gan.gan"}, "critic of its own"),
+    ("flow_gan", {"adaptive": True}, "gan.adaptive"),
+    ("ddgan", {"path_length": 1.0}, "gan.path_length"),
+    ("ddgan", {"augment": "noise"}, "noises pictures already"),
+  ],
+)
+def test_settings_refused(file, fields, message):
+  config = config_of(file, **fields)
+  with pytest.raises(UserError, match=message):
+    made(config)
+
+
+def test_a_mixture_can_have_no_critic():
+  config = load_config("configs/vae/mixture.py")
+  config.gan = load_config("configs/gan/vae_gan.py").gan
+  config.gan.family, config.family = config.family, "gan.hybrid"
+  with pytest.raises(UserError, match="no critic can be added"):
+    made(config)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_denoising_diffusion_gan_draws_in_so_many_steps(steps):
+  config = config_of("ddgan")
+  config.noise.timesteps, config.sample.frames = steps, 3
+  model, batch = made(config), random_batch(config)
+  state = jax.jit(model.init)(KEY, batch)
+  samples = jax.jit(model.sample, static_argnums=3)(state, KEY, batch["cond"], 8)
+  assert (samples.nfe == steps).all()
+  np.testing.assert_array_equal(samples.images, samples.frames[-1])
+  assert np.abs(samples.images).max() <= 1
+  played = jax.jit(
+    lambda batch: model.objective.play(
+      (state.params["generator"], {}), batch, KEY, None
+    )
+  )(batch)
+  if steps == 1:  # the step ends at the clean picture
+    np.testing.assert_allclose(played.reals, batch["x"], atol=1e-6)
+    assert np.abs(played.fakes).max() <= 1
