@@ -29,7 +29,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def judged(c: ConfigDict) -> None:
   """Adds a critic to a config."""
-  c.gan = base.gan()
+  c.gan, c.noise = base.gan(), base.noise()
   c.gan.family, c.family = c.family, "gan.hybrid"
   c.gan.widths, c.gan.learning_rate = (32, 64, 128), 2e-4
   # A CPU takes gradients of convolutions slowly inside a loop.
