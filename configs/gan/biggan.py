@@ -3,13 +3,13 @@
 The default is its CIFAR-10 model: ResNets with spectral norm in both, classes by
 conditional batch norm and projection, four updates of the critic for one of the
 generator, Adam at 2e-4 with betas 0 and 0.999, batches of 50: FID 14.73 (appendix C;
-from memory). Differences: batches of 52, since the critic takes pictures in pairs; no modified
-orthogonal regularisation, as in the paper's best models but for truncation.
+from memory). Differences: batches of 52, since the critic takes pictures in pairs; no
+orthogonal regularisation, which the paper needs for truncation.
 
 Variants:
   :imagenet128    96 channels, noise for every block, attention at 64x64, batches of
-                  2048: FID 8.7 (table 1; from memory). Differences: blocks as SNGAN's in both
-                  networks; no batch statistics gathered anew for samples.
+                  2048: FID 8.7 (table 1; from memory). Differences: blocks as SNGAN's
+                  in both networks; no batch statistics gathered anew for samples.
   :tiny           seconds; what tests use.
 """
 

@@ -1,8 +1,9 @@
 """R3GAN (Huang et al. 2024, arXiv:2501.05441).
 
 The default is its CIFAR-10 model (config E, with classes) at a fixed rate: a
-relativistic loss with R1 and R2, residual blocks without norms, no tricks: FID 1.96. Differences: the paper's learning rate, beta_2, penalties, EMA and
-augmentation change over training by a cosine; here they stay as they are at its end.
+relativistic loss with R1 and R2, residual blocks without norms: FID 1.96. Differences:
+the paper's learning rate, beta_2, penalties, EMA and augmentation change over training
+by a cosine; here they stay as they are at its end.
 
 Variants:
   :fashion_mnist  class to 32x32 grey pictures, in minutes on two CPU cores.
