@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from nets.layers import Dense, GroupNorm
+from nets.layers import ConvOfFew, ConvToFew, Dense, GroupNorm
 from nets.transformer import Blocks
 from nets.unet import Conv, ResBlock
 from text.cond import Cond
@@ -45,7 +45,7 @@ class ConvConditioner(nn.Module):
   def __call__(self, x: Image, cond: Cond) -> Raw:
     """[b, h, w, out_channels]."""
     he = nn.initializers.he_normal()
-    first = Conv(self.hidden, dtype=self.dtype, kernel_init=he, name="in")
+    first = ConvOfFew(self.hidden, dtype=self.dtype, kernel_init=he, name="in")
     second = Dense(self.hidden, dtype=self.dtype, kernel_init=he, name="middle")
     mods = [None, None]
     if cond.pooled is not None:
@@ -58,7 +58,7 @@ class ConvConditioner(nn.Module):
         scale, shift = jnp.split(mod, 2, axis=-1)
         y = y * (1 + scale) + shift
       y = jax.nn.relu(y)
-    last = Conv(self.out_channels, dtype=self.dtype, kernel_init=ZEROS, name="out")
+    last = ConvToFew(self.out_channels, dtype=self.dtype, kernel_init=ZEROS, name="out")
     return last(y).astype(jnp.float32)
 
 

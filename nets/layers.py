@@ -21,6 +21,61 @@ def _dot_2d(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
 Dense = functools.partial(nn.Dense, dot_general=_dot_2d)
 
 
+def neighbours(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c9"]:
+  """Each pixel with the eight around it, 0 beyond the picture; row by row."""
+  b, h, w, c = x.shape
+  padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  views = [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
+  return jnp.concatenate(views, axis=-1)
+
+
+@jax.custom_vjp
+def overlaid(parts: Float[Array, "b h w c9"]) -> Float[Array, "b h w c"]:
+  """Sums over the neighbours of each pixel: part i of the i-th.
+
+  The transpose of `neighbours` of the reversed parts. XLA would write its gradient as a
+  sum of nine padded arrays; it is `neighbours` again.
+  """
+  b, h, w, c9 = parts.shape
+  padded = jnp.pad(parts, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  each = jnp.split(padded, 9, axis=-1)
+  return sum(
+    part[:, i // 3 : i // 3 + h, i % 3 : i % 3 + w] for i, part in enumerate(each)
+  )
+
+
+def _reversed_neighbours(_: None, slope: Array) -> tuple[Array]:
+  b, h, w, c = slope.shape
+  parts = neighbours(slope).reshape(b, h, w, 9, c)[..., ::-1, :]
+  return (parts.reshape(b, h, w, 9 * c),)
+
+
+overlaid.defvjp(lambda parts: (overlaid(parts), None), _reversed_neighbours)
+
+
+def _conv_gathered(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+  """A 3x3 convolution: the neighbours first, then a product."""
+  return _dot_2d(neighbours(x), kernel.reshape(-1, kernel.shape[-1]))
+
+
+def _conv_overlaid(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+  """A 3x3 convolution: a product first, then a sum over the neighbours."""
+  flat = kernel.reshape(9, *kernel.shape[2:]).swapaxes(0, 1)
+  return overlaid(_dot_2d(x, flat.reshape(x.shape[-1], -1)))
+
+
+# 3x3 convolutions as products. XLA's own gradients of convolutions are slower on CPUs,
+# inside a loop some 25 times. The first is for few channels in, the second, which has
+# no forward-mode derivative, for few out.
+_AS_PRODUCT = {"kernel_size": (3, 3), "padding": 1}
+ConvOfFew = functools.partial(
+  nn.Conv, **_AS_PRODUCT, conv_general_dilated=_conv_gathered
+)
+ConvToFew = functools.partial(
+  nn.Conv, **_AS_PRODUCT, conv_general_dilated=_conv_overlaid
+)
+
+
 class Dropout(nn.Module):
   """x * keep / (1 - rate), with one random key an example.
 

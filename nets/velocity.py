@@ -8,20 +8,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from nets.layers import Dense
+from nets.layers import Dense, neighbours
 from text.cond import Cond
-
-
-def neighbours(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c9"]:
-  """Each pixel with the eight around it, 0 beyond the picture.
-
-  A linear map of it is a 3x3 convolution. XLA has no fast gradient of a convolution
-  inside a loop on CPUs (some 25 times slower than outside), but it has of a product.
-  """
-  b, h, w, c = x.shape
-  padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-  views = [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
-  return jnp.concatenate(views, axis=-1)
 
 
 class ConcatSquash(nn.Module):

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ from nets.dit import DiT, patchify, unpatchify
 from nets.efficient_unet import EfficientUNet
 from nets.embeddings import NoiseEmbedding, fourier, positions_2d, sinusoidal
 from nets.joint import JointBlock
-from nets.layers import Dropout, GroupNorm
+from nets.layers import ConvOfFew, ConvToFew, Dropout, GroupNorm
 from nets.monotone import MonotoneLogsnr
 from nets.transformer import Encoder
 from nets.unet import ResBlock, UNet, double, halve
@@ -655,6 +656,22 @@ def test_attention_gradient_is_that_of_softmax():
   )
   for a, b in zip(got, want, strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [ConvOfFew, ConvToFew])
+def test_convolutions_as_products(make):
+  """Value and gradients are those of flax's."""
+  x, seen = (jax.random.normal(key, (2, 4, 6, n)) for key, n in ((KEY, 3), (KEY, 5)))
+  plain = nn.Conv(5, (3, 3), padding=1)
+  params = plain.init(KEY, x)
+
+  def told(net):
+    told = lambda params, x: jnp.sum(seen * net.apply(params, x) ** 2)  # noqa: E731
+    return jax.jit(jax.value_and_grad(told, (0, 1)))(params, x)
+
+  want, got = told(plain), told(make(5))
+  for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
+    np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-4)
 
 
 def test_group_norm():

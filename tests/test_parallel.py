@@ -41,6 +41,17 @@ def config_for(backend: str, fsdp: int = 1, microbatches: int = 1) -> ConfigDict
   return config
 
 
+def flow_config_for(backend: str, fsdp: int = 1) -> ConfigDict:
+  """A Glow that inverts itself in its backward pass."""
+  config = load_config("configs/flows/glow.py")
+  config.parallel.backend, config.parallel.fsdp = backend, fsdp
+  config.model.remat = config.model.scan = True
+  config.optim.schedule, config.optim.learning_rate = "constant", 1e-3
+  config.data.batch_size = 16
+  config.train.steps = config.train.checkpoint_every = STEPS
+  return config
+
+
 def trained(config: ConfigDict, workdir: Path, run: parallel.Parallel | None = None):
   run = run or parallel.make(config.parallel)
   opened = open_workdir(str(workdir), config)
@@ -71,6 +82,21 @@ def test_eight_devices_equal_one(alone, tmp_path, backend, fsdp, microbatches) -
   state = jax.device_get(state)
   assert largest_difference(alone.params, state.params) < 1e-5
   assert largest_difference(alone.ema, state.ema) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def flow_alone(tmp_path_factory: pytest.TempPathFactory):
+  """The state of a flow after training on one device."""
+  state = trained(flow_config_for("jit"), tmp_path_factory.mktemp("flow"))
+  return jax.device_get(state)
+
+
+@pytest.mark.parametrize(("backend", "fsdp"), [("pmap", 1), ("mesh", 4)])
+def test_a_flow_on_eight_devices_equals_one(flow_alone, tmp_path, backend, fsdp):
+  """Its actnorms start from the whole batch, wherever its rows are."""
+  state = jax.device_get(trained(flow_config_for(backend, fsdp), tmp_path))
+  assert largest_difference(flow_alone.params, state.params) < 1e-5
+  assert largest_difference(flow_alone.ema, state.ema) < 1e-5
 
 
 def test_resume_from_eight_devices_onto_two(alone, tmp_path) -> None:

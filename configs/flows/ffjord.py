@@ -1,9 +1,9 @@
 """FFJORD (Grathwohl et al. 2019, arXiv:1810.01367), trained as RNODE is.
 
-A continuous flow. The papers' CIFAR-10 models have 3.40 bits a dimension (FFJORD, table
-2) and 3.38 (RNODE, Finlay et al. 2020, arXiv:2002.02798, table 1), on MNIST 0.99 and
-0.97. The default is CIFAR-10 with RNODE's solver, four steps of rk4, and its weights of
-0.01, and FFJORD's softplus network of 64 channels, Adam at 1e-3 and batches of 200.
+A continuous flow. The default is CIFAR-10 with the solver of RNODE (Finlay et al. 2020,
+arXiv:2002.02798), four steps of rk4, and its weights of 0.01, and FFJORD's softplus
+network of 64 channels, Adam at 1e-3 and batches of 200. RNODE has 3.38 bits a dimension
+(secondary source).
 Differences: one ODE, whose network goes down to 8x8 and up again, where theirs is a
 chain of several at three scales; so expect a worse number. A learned scale of time is
 left to the network.

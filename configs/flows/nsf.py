@@ -3,9 +3,10 @@
 The default is RQ-NSF (C) on ImageNet-64 of 8 bits: four levels of 7 steps, splines of
 8 bins in [-3, 3], residual networks of 3 blocks with 96 hidden channels, Adam at 5e-4
 with a cosine, batches of 256, 200,000 steps: 3.82 bits a dimension with 15.6 million
-parameters (table 4; Glow 3.81 with 111 million). `flow.coupling=affine` is the paper's
-baseline, 3.91. Differences: group norms in the networks, where the paper has batch
-norms, and their first convolutions are 3x3, not 1x1.
+parameters (Glow 3.81 with 111 million). `flow.coupling=affine` is the paper's baseline,
+3.91. These figures are from a secondary source. Differences: group norms in the
+networks, where the paper has batch norms, and their first convolutions are 3x3, not
+1x1.
 
 Variants:
   :fashion_mnist  class to 32x32 grey pictures, in minutes on two CPU cores.

@@ -7,7 +7,8 @@ actnorm between the couplings, where the paper has batch norms; no weight norm a
 penalty on its scales; the number of steps, which the paper does not tell.
 
 Variants:
-  :imagenet32     four scales, 4 blocks, 32 hidden channels: 4.28 bits a dimension.
+  :imagenet32     four scales, 4 blocks, 32 hidden channels: 4.28 bits a dimension
+                  (secondary source).
   :fashion_mnist  class to 32x32 grey pictures, in minutes on two CPU cores.
   :openmoji32     captions to 32x32 OpenMoji, likewise.
   :tiny           seconds; what tests use.

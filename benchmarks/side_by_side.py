@@ -1,11 +1,11 @@
-"""Autoencoders and VAEs side by side: a table, their reconstructions, their samples.
+"""Runs side by side: a table of their scores, their reconstructions, their samples.
 
-    python benchmarks/autoencoders.py OUT RUN...
+    python benchmarks/side_by_side.py OUT RUN...
 
 Each RUN is a workdir that `--mode=eval` has scored, all of one data set. Prints a table
-of all and makes OUT.png, a row of held-out pictures and then a row of what each RUN
-makes of them, and OUT_samples.png, a row of what each RUN draws itself. A RUN without
-reconstructions has no row among them.
+of all and makes OUT_samples.png, a row of what each RUN draws itself, and, if any of
+them reconstructs, OUT.png, a row of held-out pictures and then a row of what each RUN
+makes of them.
 """
 
 import json
@@ -32,26 +32,36 @@ COLUMNS = {
   "perplexity": "codebook-perplexity",
   "bits/dim": "bpd",
   "FD of samples": "FD-",
+  "KD of samples": "KD-",
 }
 SHOWN = 16  # pictures a row
+NONE = "–"  # in the table
 
 
 def main(out: Path, *runs: Path) -> None:
   """Reads the runs, writes the files."""
   config = ConfigDict(json.loads((runs[0] / "config.json").read_text()))
-  lines, rows, drawn = [["run", *COLUMNS], ["---"] * (1 + len(COLUMNS))], [], []
+  found = [json.loads((run / "eval.json").read_text())["scores"] for run in runs]
+  columns = {
+    heading: [value(scores, start) for scores in found]
+    for heading, start in COLUMNS.items()
+  }
+  # What nobody was scored by is left out.
+  columns = {heading: row for heading, row in columns.items() if set(row) != {NONE}}
+  rows, drawn = [], []
   for run in runs:
-    found = json.loads((run / "eval.json").read_text())["scores"]
-    lines.append([run.name, *(value(found, start) for start in COLUMNS.values())])
     for name, shown in (("reconstructed", rows), ("eval", drawn)):
       file = run / "samples" / f"{name}.npz"
       if file.exists():
         shown.append(arrays.read(file, "images")["images"][:SHOWN])
-  for line in lines:
+  print(f"| {' | '.join(['run', *columns])} |")
+  print("| --- " * (1 + len(columns)) + "|")
+  for line in zip([run.name for run in runs], *columns.values(), strict=True):
     print(f"| {' | '.join(line)} |")
-  held_out = source.load(config.data, config.data.eval_split)
-  rows.insert(0, np.stack([held_out.image(i) for i in range(SHOWN)]))
-  sheet(rows).save(out.with_suffix(".png"))
+  if rows:
+    held_out = source.load(config.data, config.data.eval_split)
+    rows.insert(0, np.stack([held_out.image(i) for i in range(SHOWN)]))
+    sheet(rows).save(out.with_suffix(".png"))
   sheet(drawn).save(out.with_name(f"{out.name}_samples.png"))
 
 
@@ -60,7 +70,7 @@ def value(records: list[dict], start: str) -> str:
   for record in records:
     if record["metric"].startswith(start) and record["metric"] != "bpd_iwae":
       return f"{record['value']:.3g}"
-  return "–"
+  return NONE
 
 
 def sheet(rows: list[np.ndarray]) -> Image.Image:
