@@ -16,9 +16,10 @@ from flows.bijector import Image
 from flows.coupling import Elementwise, Raw
 
 LIMIT = 2.0  # of the logarithm of RealNVP's factor
+LEAST = 0.05  # of Glow's factor: the inverse divides by it, at every coupling
 
 LOG_FACTORS = {
-  "glow": lambda s: jax.nn.log_sigmoid(s + 2),
+  "glow": lambda s: jnp.maximum(jax.nn.log_sigmoid(s + 2), math.log(LEAST)),
   "tanh": lambda s: LIMIT * jnp.tanh(s / LIMIT),
   "jet": lambda s: jax.nn.log_sigmoid(s) + math.log(2),
   "exp": lambda s: -s,
@@ -33,7 +34,9 @@ def additive() -> Elementwise:
 def affine(kind: str) -> Elementwise:
   """An affine map by raw = (t, s).
 
-  glow: z = (x + t) sigmoid(s + 2), as in the code of Kingma & Dhariwal 2018.
+  glow: z = (x + t) max(sigmoid(s + 2), LEAST), in the code of Kingma & Dhariwal 2018
+    without a least factor. Where nothing was learned, an inverse without it explodes
+    (Behrmann et al. 2021, arXiv:2006.09347).
   tanh: z = x exp(a) + t, a = LIMIT tanh(s / LIMIT): RealNVP (Dinh et al. 2017,
     arXiv:1605.08803), eq. 5 and section 4.1, where the limit is learned.
   jet: z = (x + t) 2 sigmoid(s), as in Kolesnikov et al. 2024 (arXiv:2412.15129).
