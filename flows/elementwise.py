@@ -34,8 +34,8 @@ def additive() -> Elementwise:
 def affine(kind: str) -> Elementwise:
   """An affine map by raw = (t, s).
 
-  glow: z = (x + t) max(sigmoid(s + 2), LEAST), in the code of Kingma & Dhariwal 2018
-    without a least factor. Where nothing was learned, an inverse without it explodes
+  glow: z = (x + t) max(sigmoid(s + 2), LEAST); Kingma & Dhariwal 2018 have no least
+    factor in their code, and then some draws explode
     (Behrmann et al. 2021, arXiv:2006.09347).
   tanh: z = x exp(a) + t, a = LIMIT tanh(s / LIMIT): RealNVP (Dinh et al. 2017,
     arXiv:1605.08803), eq. 5 and section 4.1, where the limit is learned.

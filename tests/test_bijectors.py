@@ -182,6 +182,15 @@ def test_raw_zeros_are_the_identity(name):
   np.testing.assert_allclose(logs, np.log(factor), rtol=1e-6, atol=1e-6)
 
 
+def test_glows_factor_has_a_least_value():
+  """So the inverse of a number that no data led to stays finite."""
+  x, raw = jnp.ones((1, 1, 1, 1)), jnp.array([0.0, -100.0])[None, None, None]
+  z, logs = MAPS["glow"].forward(x, raw)
+  np.testing.assert_allclose(z, elementwise.LEAST, rtol=1e-6)
+  np.testing.assert_allclose(logs, np.log(elementwise.LEAST), rtol=1e-6)
+  np.testing.assert_allclose(MAPS["glow"].inverse(z, raw), x, rtol=1e-6)
+
+
 def test_a_spline_is_the_identity_outside_and_smooth_where_that_begins():
   g = MAPS["spline"]
   rng = np.random.default_rng(0)
