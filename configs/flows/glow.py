@@ -102,7 +102,7 @@ def openmoji32(c: ConfigDict) -> None:
 
 def small(c: ConfigDict) -> None:
   """A small flow and a short training, for CPUs."""
-  c.data.size, c.data.batch_size = 32, 32
+  c.data.size, c.data.batch_size, c.data.eval_split = 32, 32, "test"
   c.flow.levels, c.flow.steps, c.model.dim = 3, 8, 64
   # A CPU takes gradients of convolutions slowly inside a loop.
   c.model.remat = c.model.scan = False
