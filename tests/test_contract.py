@@ -73,9 +73,8 @@ def test_every_variant_fits_together(subtests: pytest.Subtests) -> None:
         shape = {256: (32, 4), 32: (8, 8)}[config.data.size]
         config.data.codec = ""
         config.data.size, config.data.channels = shape
-      family = make_family(
-        config, Spec((config.data.size,) * 2 + (config.data.channels,))
-      )
+      spec = Spec((config.data.size,) * 2 + (config.data.channels,))
+      family = make_family(config, spec, **build.frozen(config, spec))
       shapes = jax.eval_shape(family.init, SEED, build.example_batch(config))
       assert jax.tree.leaves(shapes.params)
 
