@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Key
 from nets.batch_norm import BatchNorm
 from nets.layers import Dense
 from nets.projection import project
+from nets.subpixel import transposed
 from nets.unet import check_size
 
 INIT = nn.initializers.normal(0.02)  # section 4
@@ -18,9 +19,7 @@ LEAK = 0.2
 class Double(nn.Module):
   """A 4x4 transposed convolution of stride 2, padding "SAME".
 
-  Each of the four pixels that one becomes is a 2x2 convolution with a quarter of the
-  kernel, which is the same; but on a CPU the kernel's gradient takes a sixth of the
-  time of nn.ConvTranspose's.
+  As nn.ConvTranspose, but on a CPU the kernel's gradient takes a sixth of the time.
 
   Attributes:
     features: channels of the output.
@@ -34,22 +33,8 @@ class Double(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 f"]:
-    b, h, w, c = x.shape
-    kernel = self.param("kernel", INIT, (4, 4, c, self.features)).astype(self.dtype)
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).astype(self.dtype)
-
-    def pixel(i: int, j: int) -> Float[Array, "b h w f"]:
-      seen = x[:, i : i + h + 1, j : j + w + 1]
-      return jax.lax.conv_general_dilated(
-        seen,
-        kernel[i::2, j::2],
-        (1, 1),
-        "VALID",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-      )
-
-    rows = [jnp.stack([pixel(i, j) for j in (0, 1)], 3) for i in (0, 1)]
-    y = jnp.stack(rows, 2).reshape(b, 2 * h, 2 * w, self.features)
+    kernel = self.param("kernel", INIT, (4, 4, x.shape[-1], self.features))
+    y = transposed(x.astype(self.dtype), kernel.astype(self.dtype))
     if self.use_bias:
       y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)
     return y

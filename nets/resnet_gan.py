@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Key
 from nets.batch_norm import BatchNorm
 from nets.layers import Dense
 from nets.projection import project
+from nets.subpixel import Resized
 from nets.unet import check_size, double, halve
 
 INITS = {
@@ -105,7 +106,8 @@ class Generator(nn.Module):
       norm = lambda i, y, name=name, told=told: jax.nn.relu(  # noqa: E731
         BatchNorm(name=f"{name}_norm_{i}")(y, told, training, axis)
       )
-      y = conv(features, (3, 3), name=f"{name}_conv_0")(double(norm(0, x)))
+      doubled = Resized(features, True, init, self.dtype, name=f"{name}_conv_0")
+      y = doubled(norm(0, x))
       y = conv(features, (3, 3), name=f"{name}_conv_1")(norm(1, y))
       # A 1x1 convolution before doubling is the same as after it.
       x = y + double(conv(features, (1, 1), name=f"{name}_shortcut")(x))
@@ -154,10 +156,13 @@ class Critic(nn.Module):
       inner = before if level else features
       y = jax.nn.relu(x) if level else x
       y = conv(inner, (3, 3), name=f"{name}_conv_0")(y)
-      y = conv(features, (3, 3), name=f"{name}_conv_1")(jax.nn.relu(y))
+      y = jax.nn.relu(y)
       if halved:
         # The mean of 2x2 pixels and a 1x1 convolution may change places.
-        x, y = halve(x), halve(y)
+        x = halve(x)
+        y = Resized(features, False, init, self.dtype, name=f"{name}_conv_1")(y)
+      else:
+        y = conv(features, (3, 3), name=f"{name}_conv_1")(y)
       if halved or before != features:
         x = conv(features, (1, 1), name=f"{name}_shortcut")(x)
       x = x + y

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from nets import dcgan, patch_critic, resnet_gan
+from nets import dcgan, patch_critic, resnet_gan, subpixel
 from nets.batch_norm import BatchNorm
 from nets.projection import project
+from nets.subpixel import Resized
+from nets.unet import double, halve
 
 KEY = jax.random.key(0)
 
@@ -37,6 +39,53 @@ def test_double_is_a_transposed_convolution():
     for net in (ours, flaxs)
   )
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), got, wanted)
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_resized_convolution_is_flaxs_of_the_doubled_or_halved(up):
+  init, x = nn.initializers.normal(1.0), normal(0, 2, 4, 6, 3)
+  ours, flaxs = Resized(5, up, init), nn.Conv(5, (3, 3), kernel_init=init)
+  both = ours.init(KEY, x), flaxs.init(KEY, x)
+  jax.tree.map(np.testing.assert_array_equal, *both)
+  params = noisy(both[0])
+
+  def plain(params, x):
+    return flaxs.apply(params, double(x)) if up else halve(flaxs.apply(params, x))
+
+  np.testing.assert_allclose(ours.apply(params, x), plain(params, x), atol=1e-4)
+  weight = normal(1, *plain(params, x).shape)
+  got, wanted = (
+    jax.grad(lambda p, x, net=net: jnp.sum(weight * net(p, x)), (0, 1))(params, x)
+    for net in (ours.apply, plain)
+  )
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), got, wanted)
+
+
+@pytest.mark.parametrize(
+  ("make", "mark"),
+  [(subpixel.transposed, "lhs_dilate = [2, 2]"), (subpixel.strided, "stride = [2, 2]")],
+)
+def test_accelerators_get_a_convolution_and_cpus_the_same_product(make, mark):
+  x, kernel = normal(0, 2, 6, 4, 3), normal(1, 4, 4, 3, 5)
+  traced = jax.jit(make).trace(x, kernel)
+  for platform in ("cpu", "tpu", "cuda"):
+    lowered = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert (mark in lowered) == (platform != "cpu")
+  choose = lambda *args, cpu, default: default(*args)  # noqa: E731
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax.lax, "platform_dependent", choose)
+    other = make(x, kernel)
+  np.testing.assert_allclose(make(x, kernel), other, atol=1e-4)
+
+
+def test_strided_convolution_is_flaxs():
+  flaxs, x = (
+    nn.Conv(5, (4, 4), (2, 2), padding=1, use_bias=False),
+    normal(0, 2, 6, 4, 3),
+  )
+  params = flaxs.init(KEY, x)
+  got = subpixel.strided(x, params["params"]["kernel"])
+  np.testing.assert_allclose(got, flaxs.apply(params, x), atol=1e-5)
 
 
 def test_batch_norm_is_flaxs():
@@ -150,10 +199,10 @@ def test_a_block_of_the_residual_generator_and_critic():
   """A 1x1 convolution may change places with doubling, and with the mean of 2x2."""
   x, conv = normal(0, 2, 4, 4, 3), nn.Conv(5, (1, 1))
   params = noisy(conv.init(KEY, x))
-  first = resnet_gan.double(conv.apply(params, x))
-  np.testing.assert_allclose(first, conv.apply(params, resnet_gan.double(x)), atol=1e-5)
-  first = resnet_gan.halve(conv.apply(params, x))
-  np.testing.assert_allclose(first, conv.apply(params, resnet_gan.halve(x)), atol=1e-5)
+  first = double(conv.apply(params, x))
+  np.testing.assert_allclose(first, conv.apply(params, double(x)), atol=1e-5)
+  first = halve(conv.apply(params, x))
+  np.testing.assert_allclose(first, conv.apply(params, halve(x)), atol=1e-5)
 
 
 @pytest.mark.parametrize("net", [dcgan.Generator, resnet_gan.Generator])
