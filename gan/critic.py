@@ -61,6 +61,8 @@ def make(config: ConfigDict, noisy: bool = False) -> Critic:
   schedule = noise.make(config.noise) if blurred else None
   net = networks.critic(config, noisy or blurred)
   normalised = gan.spectral_norm != "none"
+  if normalised:
+    spectral.refuse_zeros(gan, "critic")
 
   def init(rng: Array, play: Play, cond: Cond) -> tuple[PyTree, PyTree]:
     own, vectors = jax.random.split(rng)

@@ -57,6 +57,8 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   net = networks.generator(config, spec)
   limit = 0.0 if styled else config.sample.truncation
   normalised = gan.spectral_norm == "both"
+  if normalised:
+    spectral.refuse_zeros(gan, "generator")
 
   def noise(keys: Key[Array, " n"], limit: float = 0.0) -> Float[Array, "n k"]:
     shape = (gan.latent_dim,)

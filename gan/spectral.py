@@ -8,9 +8,21 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 from jaxtyping import Array, Float, PyTree
+from ml_collections import ConfigDict
 
-Vectors = dict[str, Float[Array, " o"]]  # path of a kernel -> its left singular vector
+from core.errors import UserError
+
+Vectors = dict[str, Float[Array, " o"]]  # path of a kernel -> its singular vector
 NAMES = ("kernel", "embedding")
+
+
+def refuse_zeros(gan: ConfigDict, field: str) -> None:
+  """Raises UserError for a network with kernels that start at zero: 0 / 0."""
+  if gan[field] == "r3gan":
+    raise UserError(
+      f"gan.spectral_norm={gan.spectral_norm!r} divides by a kernel's norm, but"
+      f" gan.{field}='r3gan' has kernels that start at zero: set it to 'none'."
+    )
 
 
 def init(rng: Array, params: PyTree) -> Vectors:

@@ -38,7 +38,9 @@ MIXES = ("dcgan_norm", "patch")
 def allowed(networks: str, penalty: str) -> bool:
   if penalty == "path_length":
     return networks == "stylegan2"
-  return networks not in MIXES or penalty in ("none", *list(PENALTIES)[4:])
+  if penalty.startswith("spectral_norm"):
+    return networks != "r3gan"
+  return networks not in MIXES or penalty == "none"
 
 
 def quick(networks: str, penalty: str) -> bool:
@@ -119,6 +121,14 @@ def test_a_step_of_every_combination(networks, penalty, monkeypatch, subtests):
     ({"gan.critic": "dcgn"}, "did you mean 'dcgan'"),
     ({"gan.augment": "adda"}, "did you mean 'ada'"),
     ({"gan.spectral_norm": "bothe"}, "did you mean 'both'"),
+    (
+      {"gan.critic": "r3gan", "gan.spectral_norm": "critic"},
+      "gan.critic='r3gan' has kernels that start at zero",
+    ),
+    (
+      {"gan.generator": "r3gan", "gan.spectral_norm": "both"},
+      "gan.generator='r3gan' has kernels",
+    ),
     ({"gan.mismatch": 0.5}, "needs conditions to mix up"),
     ({"gan.adaptive": True}, "gan.adaptive"),
     ({"gan.start": 10}, "gan.start"),

@@ -26,7 +26,7 @@ def make_config(**fields):
   config = dcgan.gan()
   config.data.batch_size, config.train.steps = ROWS, 20
   config.optim.update({"learning_rate": RATE, "b1": 0.5, "b2": 0.9})
-  config.model.scan = False
+  config.model.scan, config.text.encoder = False, "label"
   config.gan.update({"critic": "resnet", **fields})
   return config
 
