@@ -3,8 +3,9 @@
 A decoder of normal noise and the encoder that trains it, with a convolutional network
 in place of the paper's one hidden layer. The default is class to 32x32 Fashion-MNIST
 with one vector of 32 latents and a Gaussian of learned scale (after sigma-VAE, Rybkin
-et al. 2021, but one for each picture). Expect blurry pictures of the right kind: what a
-pixel does not share with the latents is averaged over. `vae.likelihood` swaps p(x|z),
+et al. 2021, but one for each picture). Expect blurry reconstructions, since what a
+pixel does not share with the latents is averaged over, and blobs as samples after so
+few steps. `vae.likelihood` swaps p(x|z),
 `vae.beta` the weight of the KL term (Higgins et al. 2017), `vae.warmup_steps` lets it
 rise from 0 (Sønderby et al. 2016), `vae.free_bits` leaves each latent some bits (Kingma
 et al. 2016), and `bpd_iwae` is the bound of Burda et al. 2016.
