@@ -14,7 +14,7 @@ from core.train import train as run_training
 from core.workdir import open_workdir, reopen_workdir
 from data import source
 from eval.evaluate import Scorer, in_training, usual
-from pipelines import build, draw
+from pipelines import build, codecs, draw
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "configs/FILE.py[:variant]")
@@ -71,6 +71,7 @@ def score(config: ConfigDict, path: str) -> None:
 
 def prepare(config: ConfigDict, path: str) -> None:
   """Builds the data set, and its latents, ahead of time; needs no workdir."""
+  codecs.spec(config)  # refuses a codec that does not fit before the data are built
   source.prepare(config.data)
   build.encode_splits(config, functools.partial(source.load, config.data))
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import sys
 import time
@@ -61,6 +62,8 @@ class Log:
       if file.exists():
         write_atomic(file, "".join(_complete_lines(file, start)))
       self._file = file.open("a", encoding="utf-8")
+      # It warns of each NaN, which the line of the step says already.
+      logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
       self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
     console = Console(stderr=True)
     self._bar = Progress(

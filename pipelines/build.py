@@ -64,7 +64,8 @@ def frozen(config: ConfigDict, spec: Spec) -> dict[str, PyTree]:
     found["perceptual"] = lpips.load("vgg16")
   if vae.weights:
     net = autoencoder.network(config, spec)
-    found["weights"] = pretrained.load(net, spec.shape, Path(vae.weights))
+    file = Path(vae.weights).expanduser()
+    found["weights"] = pretrained.load(net, spec.shape, file)
   return found
 
 
@@ -247,9 +248,8 @@ def encode_splits(config: ConfigDict, load: Callable[[str], Dataset]) -> None:
   """Encodes what training and evaluation read, where a codec is asked for.
 
   Raises:
-    UserError: as `codecs.spec`, `codec` and `codecs.dataset`.
+    UserError: as `codec` and `codecs.dataset`.
   """
-  codecs.spec(config)
   if config.data.codec:
     for split in dict.fromkeys((config.data.train_split, config.data.eval_split)):
       encoded(config, load(split), split)

@@ -110,9 +110,10 @@ def test_files(tmp_path, monkeypatch):
     autoencoder.load(NET, SHAPE, file)
   file.unlink()
   monkeypatch.setenv("TAOLU_WEIGHTS", str(tmp_path))
-  for given in (file, None):
+  # A named file is looked for where it is named, others in a directory.
+  for given, place in ((file, "give the file"), (None, "TAOLU_WEIGHTS")):
     with pytest.raises(
       UserError,
-      match=r"is missing: download it from .*stabilityai/sd-vae-ft-mse .*diff",
+      match=rf"is missing: download it from .*stabilityai/sd-vae-ft-mse .*{place}",
     ):
       autoencoder.load(NET, SHAPE, given)

@@ -40,6 +40,17 @@ def refused(argv: list[str], *words: str, devices: int = 1) -> None:
     (["--config.data.path=/nowhere", "--config.data.name=folder"], ["/nowhere"]),
     (["--config.data.batch_size=9"], ["batch_size=9", "8 devices", "multiple of 8"]),
     (["--mode=sample"], ["no run in", "--mode=train"]),
+    # Before the data, which may take hours to build, are looked for.
+    (
+      [
+        "--mode=prepare",
+        "--config.data.name=folder",
+        "--config.data.path=/nowhere",
+        "--config.data.codec=/none",
+        "--config.sample.threshold=none",
+      ],
+      ["no run in data.codec=/none"],
+    ),
   ],
 )
 def test_flags_and_fields(tmp_path: Path, flags: list[str], words: list[str]) -> None:

@@ -107,3 +107,16 @@ def test_a_metric_out_of_its_range_is_told_once(
   log.close()
   told = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
   assert told == ["step 5: warning: diversity is 0.1: all alike"]
+
+
+def test_a_loss_that_is_no_number_is_said_once(
+  tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+  log = Log(tmp_path, 0, 1)
+  log.write(1, {"loss": float("nan")})
+  log.close()
+  assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
+    "step": 1,
+    "loss": None,
+  }
+  assert not caplog.records

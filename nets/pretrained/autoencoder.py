@@ -6,6 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from core import weights
+from core.errors import UserError
 from nets.autoencoder import Autoencoder
 from nets.pretrained import convert as to
 
@@ -146,6 +147,8 @@ def load(
   """
   file = file or path()
   if not file.exists():
-    raise weights.missing(file, ORIGIN)
+    raise UserError(
+      f"{file} is missing: download it from {ORIGIN}, or give the file that you have."
+    )
   state, image = weights.read_safetensors(file), jnp.zeros((1, *shape))
   return to.checked(file, net, convert, state, image)
