@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from nets.layers import squeeze, unsqueeze
 from text.cond import Cond
 
 Image = Float[Array, "b h w c"]
@@ -230,20 +231,6 @@ def joined(real: Cond, other: Cond) -> Cond:
   return jax.tree.map(
     lambda a, b: b if a is None else a, real, other, is_leaf=lambda a: a is None
   )
-
-
-def squeeze(x: Image, by: int = 2) -> Float[Array, "b h2 w2 c2"]:
-  """Each square of by x by pixels becomes one pixel: RealNVP, section 3.6."""
-  b, h, w, c = x.shape
-  x = x.reshape(b, h // by, by, w // by, by, c).transpose(0, 1, 3, 2, 4, 5)
-  return x.reshape(b, h // by, w // by, by * by * c)
-
-
-def unsqueeze(x: Image, by: int = 2) -> Float[Array, "b h2 w2 c2"]:
-  """The inverse of `squeeze`."""
-  b, h, w, c = x.shape
-  x = x.reshape(b, h, w, by, by, c // by**2).transpose(0, 1, 3, 2, 4, 5)
-  return x.reshape(b, h * by, w * by, c // by**2)
 
 
 def squeezed(bijector: Bijector, by: int = 2) -> Bijector:

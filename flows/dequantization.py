@@ -16,12 +16,12 @@ from flows.bijector import (
   chain,
   repeat,
   single,
-  squeeze,
   squeezed,
 )
 from flows.coupling import MakeNet, coupling
 from flows.elementwise import affine
 from flows.layers import conv_1x1
+from nets.layers import squeeze
 from text.cond import Cond
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Integer
 from core.errors import UserError
 from nets.embeddings import NoiseEmbedding, positions_2d
 from nets.joint import JointBlocks
-from nets.layers import Dense
+from nets.layers import Dense, squeeze, unsqueeze
 from nets.transformer import Blocks
 from text.cond import Cond
 
@@ -26,17 +26,16 @@ def patchify(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b l p"]:
       f"An image of {h}x{w} does not divide into patches of {patch}x{patch}; use"
       f" {fit}, or another `patch`."
     )
-  x = x.reshape(b, h // patch, patch, w // patch, patch, c)
-  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, patch * patch * c)
+  return squeeze(x, patch).reshape(b, -1, patch * patch * c)
 
 
 def unpatchify(
   x: Float[Array, "b l p"], height: int, width: int, patch: int
 ) -> Float[Array, "b {height} {width} c"]:
   """The inverse of `patchify`."""
-  b = x.shape[0]
-  x = x.reshape(b, height // patch, width // patch, patch, patch, -1)
-  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, height, width, -1)
+  return unsqueeze(
+    x.reshape(len(x), height // patch, width // patch, x.shape[-1]), patch
+  )
 
 
 class DiT(nn.Module):

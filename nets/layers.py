@@ -21,6 +21,24 @@ def _dot_2d(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
 Dense = functools.partial(nn.Dense, dot_general=_dot_2d)
 
 
+def squeeze(x: Float[Array, "b h w c"], by: int = 2) -> Float[Array, "b h2 w2 c2"]:
+  """Each square of by x by pixels becomes one pixel, row by row.
+
+  RealNVP (Dinh et al. 2017, arXiv:1605.08803), section 3.6. A linear map of the result
+  is a convolution with this stride.
+  """
+  b, h, w, c = x.shape
+  x = x.reshape(b, h // by, by, w // by, by, c).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(b, h // by, w // by, by * by * c)
+
+
+def unsqueeze(x: Float[Array, "b h w c"], by: int = 2) -> Float[Array, "b h2 w2 c2"]:
+  """The inverse of `squeeze`."""
+  b, h, w, c = x.shape
+  x = x.reshape(b, h, w, by, by, c // by**2).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(b, h * by, w * by, c // by**2)
+
+
 def neighbours(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c9"]:
   """Each pixel with the eight around it, 0 beyond the picture; row by row."""
   b, h, w, c = x.shape

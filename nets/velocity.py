@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from nets.layers import Dense, neighbours
+from nets.layers import Dense, neighbours, squeeze, unsqueeze
 from text.cond import Cond
 
 
@@ -40,23 +40,6 @@ class ConcatSquash(nn.Module):
     vec = nn.Dense(2 * self.features, name="time", **own)(vec)
     gate, shift = jnp.split(vec[:, None, None], 2, axis=-1)
     return layer(x) * jax.nn.sigmoid(gate) + shift
-
-
-def gather(y: Float[Array, "b h w c"], by: int) -> Float[Array, "b h2 w2 d"]:
-  """Each square of by x by pixels becomes one pixel.
-
-  A linear map of it is a convolution with this stride.
-  """
-  b, h, w, c = y.shape
-  y = y.reshape(b, h // by, by, w // by, by, c).transpose(0, 1, 3, 2, 4, 5)
-  return y.reshape(b, h // by, w // by, by**2 * c)
-
-
-def spread(y: Float[Array, "b h w c"], by: int) -> Float[Array, "b h2 w2 d"]:
-  """Each pixel becomes by x by pixels of c / by^2 channels: the inverse of `gather`."""
-  b, h, w, c = y.shape
-  y = y.reshape(b, h, w, by, by, c // by**2).transpose(0, 1, 3, 2, 4, 5)
-  return y.reshape(b, h * by, w * by, c // by**2)
 
 
 class ConvVelocity(nn.Module):
@@ -95,13 +78,13 @@ class ConvVelocity(nn.Module):
 
     y, skips = x, []
     for i, width in enumerate(self.widths):
-      y = layer(gather(y, 2 if i else self.patch), width, i == 0, f"down_{i}")
+      y = layer(squeeze(y, 2 if i else self.patch), width, i == 0, f"down_{i}")
       for j in range(self.blocks):
         y = layer(y, width, True, f"down_{i}_{j}")
       skips.append(y)
     for i, width in reversed(list(enumerate(self.widths[:-1]))):
       up = Dense(4 * width, dtype=self.dtype, name=f"up_{i}")(y)
-      y = skips[i] + spread(up, 2)
+      y = skips[i] + unsqueeze(up)
       for j in range(self.blocks):
         y = layer(y, width, True, f"up_{i}_{j}")
     last = ConcatSquash(
@@ -110,4 +93,4 @@ class ConvVelocity(nn.Module):
       kernel_init=nn.initializers.zeros,
       name="out",
     )
-    return spread(last(y, vec), self.patch).astype(jnp.float32)
+    return unsqueeze(last(y, vec), self.patch).astype(jnp.float32)

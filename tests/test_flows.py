@@ -14,8 +14,9 @@ from core.errors import UserError
 from core.family import Given, Spec, example_keys, make, sample_keys
 from core.levels import BIN
 from flows import dequantization, likelihood
-from flows.bijector import chain, single, squeeze
+from flows.bijector import chain, single
 from nets.conditioners import ConvConditioner
+from nets.layers import squeeze
 from tests.runs import random_batch
 from text.cond import Cond
 
