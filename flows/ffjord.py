@@ -85,6 +85,10 @@ def uses(config: ConfigDict, spec: Spec, guidance_scale: float) -> Uses:
     velocity = continuous.at(apply, params, cond)
     return continuous.travel(velocity, x, drawing, 1, start=0.0)[0][-1]
 
+  def invert(params: PyTree, z: Image, cond: Cond) -> Image:
+    velocity = continuous.at(apply, params, cond)
+    return continuous.travel(velocity, z, training, 1)[0][-1]
+
   def draw(
     params: PyTree, z: Image, cond: Cond, count: int
   ) -> tuple[Float[Array, "k b h w c"], Int[Array, " b"]]:
@@ -92,7 +96,7 @@ def uses(config: ConfigDict, spec: Spec, guidance_scale: float) -> Uses:
     film, calls = continuous.travel(velocity, z, drawing, max(1, count - 1))
     return film if count == 1 else jnp.concatenate([z[None], film]), calls
 
-  return Uses(init, train, score, infer, draw, exact=not probes)
+  return Uses(init, train, score, infer, invert, draw, exact=not probes)
 
 
 def check(config: ConfigDict, spec: Spec) -> None:
@@ -103,11 +107,14 @@ def check(config: ConfigDict, spec: Spec) -> None:
   if config.sample.sampler not in ("rk45", *methods):
     raise unknown("sample.sampler", config.sample.sampler, ("rk45", *methods))
   if not isinstance(config.model.blocks, int):
-    raise UserError("model.blocks of flows.ffjord is one number for all of its widths.")
+    raise UserError(
+      f"model.blocks={config.model.blocks} must be one number here: flows.ffjord has"
+      " the same for all of its widths."
+    )
   by = config.model.patch * 2 ** (len(config.model.widths) - 1)
   height, width, _ = spec.shape
   if height % by or width % by:
     raise UserError(
-      f"pictures of {height}x{width} do not divide by {by}: set data.size to a multiple"
-      " of it, or model.patch or model.widths to less."
+      f"pictures of {height}x{width} cannot be cut into squares of {by}x{by}: set"
+      f" data.size to a multiple of {by}, model.patch to less, or fewer model.widths."
     )

@@ -50,6 +50,7 @@ class Uses(NamedTuple):
       besides, in bits a dimension, by name).
     score: (params, x, cond, keys) -> (z, log |det dz/dx|), for evals.
     infer: (params, x, cond) -> z.
+    invert: (params, z, cond) -> x, with a gradient, and never guided.
     draw: (params, z, cond, count) -> (`count` pictures on the way from z, the last x,
       and how often each called the network). `cond` is guided if the flow is.
     exact: the log-determinant is no estimate.
@@ -59,19 +60,20 @@ class Uses(NamedTuple):
   train: Callable[[PyTree, Image, Cond, Key[Array, " b"]], tuple[Image, Nats, Metrics]]
   score: Callable[[PyTree, Image, Cond, Key[Array, " b"]], tuple[Image, Nats]]
   infer: Callable[[PyTree, Image, Cond], Image]
+  invert: Callable[[PyTree, Image, Cond], Image]
   draw: Callable[
     [PyTree, Image, Cond, int], tuple[Float[Array, "k b h w c"], Int[Array, " b"]]
   ]
   exact: bool = True
 
 
-def of_bijectors(flow: Bijector, drawing: Bijector, nfe: int = 1) -> Uses:
-  """Those of `flow`; `drawing` is the same, guided, and calls a network nfe times."""
+def of_bijectors(flow: Bijector, drawing: Bijector) -> Uses:
+  """Those of `flow`; `drawing` is the same, guided."""
 
   def draw(
     params: PyTree, z: Image, cond: Cond, count: int
   ) -> tuple[Float[Array, "k b h w c"], Int[Array, " b"]]:
-    calls = jnp.full(len(z), nfe, jnp.int32)
+    calls = jnp.ones(len(z), jnp.int32)  # of the flow as a whole
     if count == 1:
       return drawing.inverse(params, z, cond)[None], calls
     stages = jnp.concatenate([z[None], drawing.path(params, z, cond)])
@@ -83,6 +85,7 @@ def of_bijectors(flow: Bijector, drawing: Bijector, nfe: int = 1) -> Uses:
     train=lambda params, x, cond, keys: (*flow.forward(params, x, cond), {}),
     score=lambda params, x, cond, keys: flow.forward(params, x, cond),
     infer=lambda params, x, cond: flow.forward(params, x, cond)[0],
+    invert=flow.inverse,
     draw=draw,
   )
 
@@ -94,7 +97,6 @@ def family(
   *,
   entry: Bijector | None = None,
   dequantizer: Dequantizer | None = None,
-  nfe: int = 1,
 ) -> Family:
   """The family of a flow.
 
@@ -115,7 +117,6 @@ def family(
     entry: a bijector without parameters before all others, for pixels only; pictures
       on the way are shown through it.
     dequantizer: of pixels; uniform by default.
-    nfe: how often a picture drawn by a bijector calls the network.
 
   Raises:
     UserError: tokens, or settings that a flow cannot take.
@@ -128,7 +129,7 @@ def family(
   encoder = encoders.make(config.text, build.dtype(config.model))
   guides = scale != 1 and config.text.encoder != "none"
   made = make(scale if guides else 1.0)
-  uses = made if isinstance(made, Uses) else of_bijectors(make(1.0), made, nfe)
+  uses = made if isinstance(made, Uses) else of_bijectors(make(1.0), made)
   noise = dequantizer or dequantization.uniform()
   if not spec.pixels:
     noise, entry = dequantization.none(), None
@@ -173,13 +174,19 @@ def family(
     return bits(-found, dims) + sum(costs.values()), costs
 
   def play(weights: tuple, batch: Batch, rng: Array, axis: str | None = None) -> Play:
-    """Flow-GAN's, Grover et al. 2018 (arXiv:1705.08868), eq. 6."""
+    """Flow-GAN's, Grover et al. 2018 (arXiv:1705.08868), eq. 6.
+
+    Its draws are of the model itself: whatever `sample` says, at temperature 1 and
+    without guidance.
+    """
     (params, _), cond = weights, batch["cond"]
     losses, metrics = loss(params, batch, rng)
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(
       example_keys(rng, batch["_id"])
     )
-    fakes = form(params, noises(keys), cond, frames=1).images
+    encoded = encode(params, cond)
+    x = uses.invert(params["flow"], noises(keys), encoded)
+    fakes = shown(entry.inverse((), x, encoded), spec)
     return Play(losses, jnp.asarray(batch["x"]), fakes, metrics)
 
   def draws(params: PyTree, batch: Batch, rng: Array) -> Callable[[Array], Nats]:
@@ -197,22 +204,21 @@ def family(
     found = jax.lax.map(each, jnp.arange(k))
     return bits(math.log(k) - jax.nn.logsumexp(found, axis=0), dims)
 
-  def form(params: PyTree, z: Image, cond: Cond, frames: int = 0) -> Samples:
-    """The pictures of z, and the way to them in `sample.frames`, or in `frames`."""
-    frames = frames or config.sample.frames
+  def form(params: PyTree, z: Image, cond: Cond) -> Samples:
+    """The pictures of z, and the way to them in `sample.frames`."""
     encoded = encode(
       params, cond.with_null() if guides else cond.replace(negative=None)
     )
-    stages, calls = uses.draw(params["flow"], z, encoded, frames)
+    stages, calls = uses.draw(params["flow"], z, encoded, config.sample.frames)
     frames = jax.lax.map(lambda x: shown(entry.inverse((), x, encoded), spec), stages)
     return Samples(frames[-1], frames, calls)
 
   def sample(params: PyTree, rng: Array, cond: Cond, n: int) -> Samples:
-    return form(params, noises(sample_keys(rng, n)), cond)
+    z = config.sample.temperature * noises(sample_keys(rng, n))
+    return form(params, z, cond)
 
   def noises(keys: Key[Array, " n"]) -> Image:
-    draw = lambda key: jax.random.normal(key, spec.shape)  # noqa: E731
-    return config.sample.temperature * jax.vmap(draw)(keys)
+    return jax.vmap(lambda key: jax.random.normal(key, spec.shape))(keys)
 
   def infer(params: PyTree, cond: Cond, images: Image) -> Image:
     encoded = encode(params, cond)

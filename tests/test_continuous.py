@@ -16,7 +16,7 @@ from core.family import Given, Spec, make
 from flows import continuous
 from flows.bijector import chain
 from flows.continuous import Solver
-from nets.velocity import ConvVelocity, gather, spread
+from nets.velocity import ConvVelocity
 from tests.runs import random_batch
 from text.cond import Cond
 
@@ -226,13 +226,6 @@ def test_the_network_starts_at_zero_and_reads_time_and_each_condition():
   assert far[0, -1, -1].max() > 0
 
 
-def test_squares_of_pixels_and_back():
-  x = jnp.asarray(draw(0, 2, 4, 6, 3))
-  squares = gather(x, 2)
-  np.testing.assert_array_equal(squares[0, 0, 1], x[0, :2, 2:4].ravel())
-  np.testing.assert_array_equal(spread(squares, 2), x)
-
-
 def config_of(**fields: object):
   config = config_file.get_config("tiny")
   config.data.size, config.model.widths, config.model.patch = 2, (4,), 1
@@ -285,6 +278,22 @@ def test_the_family_scores_exactly_or_by_signs_and_counts_what_it_calls():
     drawn = jax.jit(fixed.sample, static_argnums=3)(state, KEY, cond, 3)
     assert drawn.frames.shape == (4, 3, 2, 2, 1)
     np.testing.assert_array_equal(drawn.nfe, [12] * 3)
+
+
+def test_a_critic_sees_draws_that_have_a_gradient():
+  """Though samples are taken by rk45, which has none."""
+  with jax.enable_x64(False):
+    family, batch = make(config_of(), Spec((2, 2, 1))), random_batch(config_of())
+    params = moved_by_noise(jax.jit(family.objective.init)(KEY, batch), 0.5)
+
+    @jax.jit
+    def slope(params, batch):
+      play = family.objective.play
+      return jax.grad(lambda p: play((p, {}), batch, KEY).fakes.sum())(params)
+
+    assert config_of().sample.sampler == "rk45"
+    found = jax.tree.leaves(slope(params, batch)["flow"])
+    assert all(np.isfinite(a).all() and np.abs(a).max() > 0 for a in found)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """A critic on top of other families leaves them what they are."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,14 +74,19 @@ def test_a_vaes_critic_sees_reconstructions_and_draws_of_the_prior():
 
 
 def test_a_flows_critic_sees_draws():
+  """Of the model as it is, whatever `sample` says."""
   config = config_of("flow_gan")
   own = plain(config)
   batch = random_batch(config)
   state = jax.jit(own.init)(KEY, batch)
-  play = jax.jit(
-    lambda batch: own.objective.play((state.params["generator"], {}), batch, KEY, None)
-  )
-  first, second = play(batch), play(batch | {"x": -batch["x"]})
+
+  def play(own, batch):
+    run = jax.jit(functools.partial(own.objective.play, rng=KEY))
+    return run((state.params["generator"], {}), batch)
+
+  first, second = play(own, batch), play(own, batch | {"x": -batch["x"]})
+  config.sample.temperature, config.sample.guidance_scale = 0.1, 3.0
+  np.testing.assert_array_equal(play(plain(config), batch).fakes, first.fakes)
   np.testing.assert_array_equal(first.fakes, second.fakes)
   assert first.fakes.shape == batch["x"].shape
   assert np.abs(first.losses - second.losses).max() > 0
