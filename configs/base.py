@@ -275,8 +275,10 @@ def flow() -> ConfigDict:
   f.dequantization = "uniform"  # or variational: its noise is drawn by a small flow
   f.dequantization_steps = 2  # couplings of that
   f.draws = 16  # of the noise, in bpd_iwae
-  # ffjord, which has `model.widths`, `blocks` and `patch` in place of the above
-  f.edge = 0.05  # share of (0, 1) at each end that pixels are kept from, for a logit
+  # Of realnvp and ffjord: share of (0, 1) at each end that pixels are kept from, for a
+  # logit.
+  f.edge = 0.05
+  # ffjord, which has `model.widths`, `blocks` and `patch` in place of couplings
   f.ode_method, f.ode_steps = "rk4", 4  # in training; or euler, heun
   f.kinetic_weight = 0.0  # of the mean of |velocity|^2 / 2 on the way
   f.jacobian_weight = 0.0  # of its Jacobian's square, likewise

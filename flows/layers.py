@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from core.levels import BIN, total
 from flows.bijector import Bijector, Image, Nats, single
 from text.cond import Cond
 
 SEED = 0  # of all permutations
 LEAST = 1e-5  # a smaller deviation is that of a constant
-HALF = 1 / 255  # half of a grey level
+HALF = BIN / 2  # of a grey level
 
 
 def same(x: Image, value: Float[Array, ""]) -> Nats:
@@ -146,7 +147,7 @@ def logit(edge: float = 0.05) -> Bijector:
   def forward(params: PyTree, x: Image, cond: Cond) -> tuple[Image, Nats]:
     p = edge + (1 - 2 * edge) * (x + 1 + HALF) / width
     logs = log_slope - jnp.log(p) - jnp.log1p(-p)
-    return jnp.log(p) - jnp.log1p(-p), logs.reshape(len(x), -1).sum(1)
+    return jnp.log(p) - jnp.log1p(-p), total(logs)
 
   def inverse(params: PyTree, z: Image, cond: Cond) -> Image:
     y = (jax.nn.sigmoid(z) - edge) / (1 - 2 * edge)

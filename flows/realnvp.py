@@ -10,8 +10,6 @@ from flows import elementwise, glow, layers, likelihood, nsf
 from flows.bijector import Bijector, at_level, chain, repeat, squeezed
 from flows.coupling import coupling, masked_coupling, prior
 
-EDGE = 0.05  # share of (0, 1) at each end that pixels are kept from, before the logit
-
 
 def make(config: ConfigDict, spec: Spec) -> Family:
   """`flow.levels` scales (arXiv:1605.08803, section 3.6), on logits of the pixels.
@@ -20,7 +18,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   `flow.steps` couplings of channels, and half of the numbers are done with: the lower
   row of each square of 2x2 pixels. The last scale has checkerboards only, one more.
   Masks alternate. An actnorm comes before each coupling, in place of the batch norms
-  (section 3.7).
+  (section 3.7). The logits keep `flow.edge` from black and white (section 4.1).
 
   Raises:
     UserError: settings that are unknown or do not fit the picture.
@@ -31,7 +29,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     config,
     spec,
     lambda guidance_scale: multi_scale(config, spec, guidance_scale),
-    entry=layers.logit(EDGE),
+    entry=layers.logit(config.flow.edge),
     dequantizer=glow.dequantizer(config, glow.conditioner(config)),
   )
 

@@ -16,11 +16,11 @@ from flows.bijector import (
   halved,
   repeat,
   single,
-  squeeze,
   squeezed,
-  unsqueeze,
 )
 from flows.coupling import coupling, guided, masked_coupling, prior
+from flows.dequantization import sigmoid
+from nets.layers import squeeze, unsqueeze
 from tests.runs import largest_difference
 from text.cond import Cond
 
@@ -67,6 +67,7 @@ def jet_step(i, n):
 # (height, width, channels) -> a bijector.
 BIJECTORS = {
   "coupling": lambda h, w, c: coupling(MAPS["glow"], Net),
+  "additive": lambda h, w, c: coupling(MAPS["additive"], Net),
   "spline": lambda h, w, c: coupling(MAPS["spline"], Net),
   "masked": lambda h, w, c: masked_coupling(MAPS["tanh"], Net, checkerboard(h, w)),
   "prior": lambda h, w, c: prior(MAPS["exp"]),
@@ -77,6 +78,7 @@ BIJECTORS = {
   "reverse": lambda h, w, c: layers.reverse(),
   "permute_all": lambda h, w, c: layers.permute_all(orders(1, h * w * c)[0]),
   "logit": lambda h, w, c: layers.logit(),
+  "sigmoid": lambda h, w, c: sigmoid(),
   "squeezed": lambda h, w, c: squeezed(layers.reverse()),
   "halved": lambda h, w, c: halved(layers.conv_1x1(0)),
   "at_level": lambda h, w, c: at_level(chain(layers.actnorm(), layers.shuffle(0)), 1),
