@@ -172,7 +172,8 @@ def get_config() -> ConfigDict:
   # Noise levels an example in bpd; 0 for all steps, or 1000 in continuous time.
   c.eval.bound_times = 1
   c.eval.bound_logsnr = 10.0  # where bpd in continuous time reads off the pixels
-  c.eval.ode_probes = 1  # of the divergence in bpd_ode; 0 for the exact trace
+  # Of the divergence in bpd_ode, and in FFJORD's bpd; 0 for the exact trace.
+  c.eval.ode_probes = 1
   c.eval.ode_tolerance = 1e-4  # of its solver
 
   c.parallel = ConfigDict()
