@@ -198,7 +198,8 @@ def labels_of(folder: Path, i: int) -> Path:
 def identity(config: ConfigDict, opened: Opened, pixels: Dataset, split: str) -> str:
   """A name for these latents: it changes with the codec's weights and the data.
 
-  The data are known by their settings, their number and sixteen of the pictures.
+  The data are known by their settings, their number and all pictures, or, where these
+  do not stay in memory, sixteen of them.
   """
   d = config.data
   own = [
@@ -208,7 +209,8 @@ def identity(config: ConfigDict, opened: Opened, pixels: Dataset, split: str) ->
     [d.name, os.path.normpath(d.path), d.match, d.size, d.channels, split, len(pixels)],
   ]
   found = hashlib.sha256(json.dumps(own).encode())
-  for i in np.linspace(0, len(pixels) - 1, 16).astype(int).tolist():
+  seen = len(pixels) if pixels.cached else 16
+  for i in np.linspace(0, len(pixels) - 1, seen).astype(int).tolist():
     found.update(np.ascontiguousarray(pixels.image(i)).tobytes())
   return f"{split}_{found.hexdigest()[:16]}"
 

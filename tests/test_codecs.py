@@ -134,6 +134,12 @@ def test_other_pictures_have_other_latents(place, tmp_path):
   assert name == codecs.identity(config, opened, pixels, "train")
   assert name != codecs.identity(config, opened, pixels, "all")
   assert name != codecs.identity(config, opened._replace(key="1"), pixels, "train")
+  # One picture of all is another.
+  flipped = lambda one: one._replace(image=255 - one.image)  # noqa: E731
+  read = lambda i: flipped(pixels[i]) if i == 7 else pixels[i]  # noqa: E731
+  shape, captions = pixels.image(0).shape, pixels.captions
+  others = Dataset(pixels.name, len(pixels), read, shape=shape, captions=captions)
+  assert name != codecs.identity(config, opened, others, "train")
   config.data.path = str(picture_folder(tmp_path / "others", count=23))
   others = source.load(config.data, "train")
   assert name != codecs.identity(config, opened, others, "train")
