@@ -40,6 +40,8 @@ NONE = "–"  # in the table
 
 def main(out: Path, *runs: Path) -> None:
   """Reads the runs, writes the files."""
+  if missing := [str(run) for run in runs if not (run / "eval.json").exists()]:
+    sys.exit(f"no eval.json in {', '.join(missing)}: run --mode=eval there first.")
   config = ConfigDict(json.loads((runs[0] / "config.json").read_text()))
   found = [json.loads((run / "eval.json").read_text())["scores"] for run in runs]
   columns = {
@@ -62,7 +64,8 @@ def main(out: Path, *runs: Path) -> None:
     held_out = source.load(config.data, config.data.eval_split)
     rows.insert(0, np.stack([held_out.image(i) for i in range(SHOWN)]))
     sheet(rows).save(out.with_suffix(".png"))
-  sheet(drawn).save(out.with_name(f"{out.name}_samples.png"))
+  if drawn:
+    sheet(drawn).save(out.with_name(f"{out.name}_samples.png"))
 
 
 def value(records: list[dict], start: str) -> str:

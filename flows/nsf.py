@@ -13,7 +13,7 @@ from nets.conditioners import ResNetConditioner
 
 
 def make(config: ConfigDict, spec: Spec) -> Family:
-  """RQ-NSF (C) of Durkan et al. 2019 (arXiv:1906.04032), section 5.4.
+  """RQ-NSF (C) of Durkan et al. 2019 (arXiv:1906.04032).
 
   `flow.levels` levels: the picture is squeezed, then come `flow.steps` steps, each
   actnorm, 1x1 convolution and a spline coupling by a residual network, one more 1x1
