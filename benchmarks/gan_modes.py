@@ -5,9 +5,9 @@
 Counted as by Srivastava et al. 2017 (VEEGAN, arXiv:1705.07761): of 2,500 samples those
 within three deviations of the nearest mean are of high quality, and a mode is found
 that has one of these. The ring has radius 1 and deviation 0.01, the grid of 5x5 is two
-apart and has deviation 0.05. Generator and critic are perceptrons with two hidden layers
-of 128, trained by `gan.adversarial` with 256 points an update; the average of the
-generator's weights draws. Prints a Markdown table: the mean over the seeds, and the
+apart and has deviation 0.05. Generator and critic are perceptrons with two hidden
+layers of 128, trained by `gan.adversarial` with 256 points an update; the average of
+the generator's weights draws. Prints a Markdown table: the mean over the seeds, and the
 fewest modes.
 """
 
