@@ -168,9 +168,9 @@ def test_gradients_of_both_players_by_hand():
 
 
 def test_weight_adapts_as_in_equation_7():
-  (_, after), (metrics,) = steps(
-    make(make_config(loss="wasserstein", adaptive=True, weight=0.8))
-  )
+  config = make_config(loss="wasserstein", adaptive=True, weight=0.8)
+  objective = OBJECTIVE._replace(last=("shift",))
+  (_, after), (metrics,) = steps(make(config, objective=objective))
   own = np.array([0.5, -0.5]) - 3
   told = -np.asarray(after.params["critic"]["slope"])
   weight = 0.8 * np.linalg.norm(own) / (np.linalg.norm(told) + 1e-4)
