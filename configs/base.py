@@ -4,6 +4,8 @@ A config is this file plus a short override. Fields of a family (such as
 `diffusion` and `noise`) are documented where they are added.
 """
 
+from collections.abc import Callable
+
 from ml_collections import ConfigDict, FieldReference
 
 
@@ -362,6 +364,59 @@ def tiny(c: ConfigDict) -> ConfigDict:
     c.vae.groups = (1,) * len(c.model.widths)
   c.eval.num_images, c.eval.batch_size = 16, 8
   return c
+
+
+def on_cpu(
+  c: ConfigDict,
+  variant: str,
+  known: tuple[str, ...],
+  shared: Callable[[ConfigDict], None],
+  own: Callable[[ConfigDict], None],
+) -> None:
+  """The variants that small trainings of a family have.
+
+  Args:
+    c: the config, as published.
+    variant: '' leaves it so.
+    known: all variants of its file.
+    shared: a small training, as all methods of the family have it.
+    own: the method's own networks; `tiny` has those of all.
+
+  Raises:
+    ValueError: the variant is not one of `known`.
+  """
+  match variant:
+    case "":
+      pass
+    case "fashion_mnist":
+      shared(c)
+      fashion_mnist(c)
+      own(c)
+    case "openmoji32":
+      shared(c)
+      openmoji32(c)
+      own(c)
+    case "tiny":
+      shared(c)
+      openmoji32(c)
+      tiny(c)
+    case _:
+      raise unknown_variant(variant, known)
+
+
+def fashion_mnist(c: ConfigDict) -> None:
+  """Class to 32x32 grey pictures."""
+  c.data.name, c.data.channels = "fashion_mnist", 1
+  c.text.encoder, c.text.classes = "label", 10
+
+
+def openmoji32(c: ConfigDict) -> None:
+  """Captions in three languages to 32x32 drawings."""
+  c.data.name, c.data.languages = "openmoji", ("en", "zh", "ja")
+  c.text.encoder, c.text.max_tokens = "bytes", 48
+  c.sample.num_images = 32
+  if "gan" in c:
+    c.gan.mismatch = 0.5
 
 
 def unknown_variant(variant: str, known: tuple[str, ...]) -> ValueError:

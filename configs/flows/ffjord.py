@@ -48,7 +48,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def fashion_mnist(c: ConfigDict) -> None:
   """Fewer channels on a quarter of the pixels, two steps, and a loose tolerance."""
-  glow.fashion_mnist(c)
+  glow.small(c)
+  base.fashion_mnist(c)
   c.model.widths, c.model.blocks, c.model.patch = (32, 64), 1, 2
   c.flow.edge, c.flow.ode_steps = 1e-6, 2
   c.sample.rtol = c.sample.atol = c.eval.ode_tolerance = 1e-3

@@ -36,7 +36,8 @@ def get_config(variant: str = "") -> ConfigDict:
       c.data.eval_split, c.data.batch_size = "validation", 128
       c.flow.levels, c.flow.steps = 4, 48
     case "latents":
-      fashion_mnist(c)
+      small(c)
+      base.fashion_mnist(c)
       c.data.codec, c.flow.levels, c.flow.steps = "runs/kl", 2, 12
       c.sample.threshold = "none"
     case _:
@@ -69,35 +70,7 @@ def on_cpu(
   Raises:
     ValueError: the variant is not one of `known`.
   """
-  match variant:
-    case "":
-      pass
-    case "fashion_mnist":
-      fashion_mnist(c)
-      own(c)
-    case "openmoji32":
-      openmoji32(c)
-      own(c)
-    case "tiny":
-      openmoji32(c)
-      base.tiny(c)
-    case _:
-      raise base.unknown_variant(variant, known)
-
-
-def fashion_mnist(c: ConfigDict) -> None:
-  """Class to 32x32 grey pictures."""
-  small(c)
-  c.data.name, c.data.channels = "fashion_mnist", 1
-  c.text.encoder, c.text.classes = "label", 10
-
-
-def openmoji32(c: ConfigDict) -> None:
-  """Captions in three languages to 32x32 drawings."""
-  small(c)
-  c.data.name, c.data.languages = "openmoji", ("en", "zh", "ja")
-  c.text.encoder, c.text.max_tokens = "bytes", 48
-  c.sample.num_images = 32
+  base.on_cpu(c, variant, known, small, own)
 
 
 def small(c: ConfigDict) -> None:

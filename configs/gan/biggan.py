@@ -43,7 +43,8 @@ def get_config(variant: str = "") -> ConfigDict:
       c.model.attention = (64,)
       c.optim.learning_rate, c.gan.learning_rate = 5e-5, 2e-4
     case "tiny":
-      dcgan.openmoji32(c)
+      dcgan.shared(c)
+      base.openmoji32(c)
       base.tiny(c)
       c.gan.critic_steps, c.gan.chunks, c.gan.latent_dim = 2, True, 12
     case _:

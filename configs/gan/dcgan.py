@@ -58,31 +58,7 @@ def on_cpu(
   Raises:
     ValueError: the variant is not one of `known`.
   """
-  match variant:
-    case "":
-      pass
-    case "fashion_mnist":
-      shared(c)
-      c.data.name, c.data.channels = "fashion_mnist", 1
-      c.text.encoder, c.text.classes = "label", 10
-      own(c)
-    case "openmoji32":
-      openmoji32(c)
-      own(c)
-    case "tiny":
-      openmoji32(c)
-      base.tiny(c)
-    case _:
-      raise base.unknown_variant(variant, known)
-
-
-def openmoji32(c: ConfigDict) -> None:
-  """Captions in three languages to 32x32 drawings."""
-  shared(c)
-  c.data.name, c.data.languages = "openmoji", ("en", "zh", "ja")
-  c.text.encoder, c.text.max_tokens = "bytes", 48
-  c.gan.mismatch = 0.5
-  c.sample.num_images = 32
+  base.on_cpu(c, variant, known, shared, own)
 
 
 def shared(c: ConfigDict) -> None:

@@ -37,7 +37,8 @@ def get_config(variant: str = "") -> ConfigDict:
       c.gan.loss, c.gan.spectral_norm = "wasserstein", "none"
       c.gan.gradient_penalty = 10.0
     case "tiny":
-      dcgan.openmoji32(c)
+      dcgan.shared(c)
+      base.openmoji32(c)
       base.tiny(c)
       c.gan.critic_steps, c.model.attention = 2, ()
     case _:

@@ -40,7 +40,8 @@ def get_config(variant: str = "") -> ConfigDict:
       c.optim.learning_rate, c.optim.ema_halflife = 2e-3, 10_000
       c.train.steps = 781_250
     case "tiny":
-      dcgan.openmoji32(c)
+      dcgan.shared(c)
+      base.openmoji32(c)
       base.tiny(c)
       c.gan.path_length, c.gan.path_every, c.gan.penalty_every = 2.0, 2, 2
       c.gan.mixing = 0.9

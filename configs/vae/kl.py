@@ -3,7 +3,7 @@
 Pictures of 256x256 to 32x32x4 latents (f = 8) and back, 83.7 million parameters, as in
 the paper's section 3.1 and appendix G: L1 + LPIPS, KL weight 1e-6, Adam at 4.5e-6 times
 the batch. Table 8 has a reconstruction FID of 0.90 on ImageNet, after training on
-OpenImages with a critic, which is not here yet.
+OpenImages with a critic (configs/gan/vqgan.py:kl).
 
 Stable Diffusion's own weights are read with
 `--config.vae.weights=diffusion_pytorch_model.safetensors --config.train.steps=0`.
