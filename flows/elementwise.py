@@ -16,7 +16,7 @@ from flows.bijector import Image
 from flows.coupling import Elementwise, Raw
 
 LIMIT = 2.0  # of the logarithm of RealNVP's factor
-LEAST = 0.05  # of Glow's factor: the inverse divides by it, at every coupling
+LEAST = 0.3  # of Glow's factor: the inverse divides by it, at every coupling
 
 LOG_FACTORS = {
   "glow": lambda s: jnp.maximum(jax.nn.log_sigmoid(s + 2), math.log(LEAST)),
