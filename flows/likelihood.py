@@ -132,6 +132,7 @@ def family(
   uses = made if isinstance(made, Uses) else of_bijectors(make(1.0), made)
   noise = dequantizer or dequantization.uniform()
   if not spec.pixels:
+    checks.refuse(config, "flow", dequantization="uniform")  # latents have no levels
     noise, entry = dequantization.none(), None
   entry = entry or chain()  # the identity
 

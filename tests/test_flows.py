@@ -125,6 +125,12 @@ def test_temperature_is_the_deviation_of_z():
   np.testing.assert_allclose(a - MEAN, 0.5 * (b - MEAN), atol=1e-6)
 
 
+def test_latents_have_no_grey_levels_to_dequantize():
+  config = config_of(flow__dequantization="variational")
+  with pytest.raises(UserError, match="flow.dequantization='variational'"):
+    likelihood.family(config, Spec((4, 4, 1), pixels=False), lambda scale: scaled())
+
+
 def moved(tree, by: float):
   """The leaves, each with noise, so that nothing is at its start."""
   leaves, form = jax.tree.flatten(tree)
