@@ -139,7 +139,14 @@ def get_config() -> ConfigDict:
   c.sample.guidance_rescale = 0.0  # share that keeps the unguided standard deviation
   c.sample.guide = ""  # workdir of a worse model, for autoguidance
   c.sample.negative_prompt = ""  # what guidance leads away from
-  c.sample.temperature = 1.0  # deviation of the noise that a flow starts from
+  # Deviation of the noise that a flow starts from; of an autoregressive model what its
+  # logits are divided by, 0 for the likeliest value alone.
+  c.sample.temperature = 1.0
+  c.sample.top_k = 0  # an autoregressive model draws among so many values; 0 for all
+  c.sample.top_p = 1.0  # and among the likeliest that together have this probability
+  # Of its guidance over the share that is drawn already: constant, or linear or cosine,
+  # which rise from none to guidance_scale.
+  c.sample.guidance_schedule = "constant"
   # Noise of a GAN beyond it is drawn anew; of StyleGAN2 the styles' distance from their
   # mean is multiplied by it; 0 for neither.
   c.sample.truncation = 0.0
@@ -147,9 +154,11 @@ def get_config() -> ConfigDict:
   c.sample.percentile = 0.995  # of its absolute values, for dynamic
   c.sample.augmentation = 0.1  # noise added to the small picture, in [0, 1]
   # What --image is for: image_to_image, inpaint, invert or interpolate; of an
-  # autoencoder reconstruct or interpolate, of a flow interpolate.
+  # autoencoder reconstruct or interpolate, of a flow interpolate, of an autoregressive
+  # model complete.
   c.sample.edit = "image_to_image"
-  c.sample.strength = 0.6  # share of the steps that image_to_image takes
+  # Share of the steps that image_to_image takes, of the picture that complete draws.
+  c.sample.strength = 0.6
   c.sample.frames = 8  # of the film of each picture forming
   # Relative length of the average that --mode=sample and --mode=eval draw with, in
   # (0, 0.289), made of the snapshots in ema/; 0 takes the weights as they were tracked.

@@ -3,9 +3,23 @@
 import math
 
 import jax
-from jaxtyping import Array, Float, Key
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
 
 BIN = 2 / 255  # width of a grey level
+
+
+LEVELS = 256
+
+
+def to_levels(x: Float[Array, "..."]) -> Int[Array, "..."]:
+  """The grey level of a number, the nearest of 0 to 255."""
+  return jnp.clip(jnp.round((x + 1) / BIN), 0, LEVELS - 1).astype(jnp.int32)
+
+
+def from_levels(level: Int[Array, "..."]) -> Float[Array, "..."]:
+  """2 level / 255 - 1."""
+  return level / ((LEVELS - 1) / 2) - 1
 
 
 def dequantized(

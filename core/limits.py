@@ -153,6 +153,8 @@ RANGES = {
   "sample.guidance_max": POSITIVE,
   "sample.guidance_rescale": SHARE,
   "sample.temperature": NATURAL,
+  "sample.top_k": NATURAL,
+  "sample.top_p": SHARE,
   "sample.truncation": NATURAL,
   "sample.percentile": SHARE,
   "sample.augmentation": SHARE,

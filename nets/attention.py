@@ -13,19 +13,21 @@ def attend(
   q: Float[Array, "b l h d"],
   k: Float[Array, "b m h d"],
   v: Float[Array, "b m h d"],
-  mask: Bool[Array, "b m"] | None = None,
+  mask: Bool[Array, "b m"] | Bool[Array, "b l m"] | None = None,
 ) -> Float[Array, "b l h d"]:
   """softmax(q k^T / sqrt(d)) v, the softmax in float32.
 
-  Vaswani et al. 2017 (arXiv:1706.03762), eq. 1. Keys with a False mask get
-  exactly no weight, unless all of an example's are False: then all weigh the same.
+  Vaswani et al. 2017 (arXiv:1706.03762), eq. 1. Keys with a False mask, of an example
+  or of each of its queries, get exactly no weight, unless all of a query's are False:
+  then all weigh the same.
 
   The sum divides the output, not the weights, which are l / d times as many.
   """
   q, k, v = (a.transpose(0, 2, 1, 3) for a in (q * q.shape[-1] ** -0.5, k, v))
   logits = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32)
   if mask is not None:
-    logits = jnp.where(mask[:, None, None], logits, -1e30)
+    mask = mask[:, None] if mask.ndim == 2 else mask  # for all queries alike
+    logits = jnp.where(mask[:, None], logits, -1e30)
   top = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
   weights = jnp.exp(logits - top)
   total = weights.sum(axis=-1, keepdims=True)

@@ -49,10 +49,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
   return place
 
 
-def generator(place: Path, **fields: object) -> ConfigDict:
+def generator(
+  place: Path,
+  file: str = "configs/diffusion/rectified_flow.py",
+  **fields: object,
+) -> ConfigDict:
   config = on(
     place / "pictures",
-    "configs/diffusion/rectified_flow.py",
+    file,
     **{"data.codec": str(place / "fsq"), "sample.threshold": "none"},
   )
   config.update_from_flattened_dict(fields)
@@ -147,16 +151,16 @@ def test_other_pictures_have_other_latents(place, tmp_path):
 
 @pytest.mark.parametrize("latents", ["latents", "tokens"])
 def test_batches_and_samples(place, latents):
-  config = generator(place, **{"data.latents": latents})
+  files = {"latents": "diffusion/rectified_flow", "tokens": "autoregressive/decoder"}
+  config = generator(place, f"configs/{files[latents]}.py", **{"data.latents": latents})
   spec = codecs.spec(config)
   batch = next(build.train_stream(config, source.load(config.data, "train"))(0))
   assert batch["x"].shape == (8, *spec.shape)
   assert batch["x"].dtype == spec.dtype
   assert build.example_batch(config)["x"].shape == (1, *spec.shape)
-  if latents == "tokens":  # no family draws them yet
+  if latents == "tokens":
     assert spec.vocab_size == 8 * 6 * 5
     assert batch["x"].max() < spec.vocab_size
-    return
   family, run = build.family(config), parallel.make(config.parallel)
   state = run.init(family.init, jax.random.key(0), batch)
   draw = sample.batch_sampler(config, family, run, 2)

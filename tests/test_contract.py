@@ -69,13 +69,20 @@ def test_every_variant_fits_together(subtests: pytest.Subtests) -> None:
   for name, variant in [(file, v) for file in CONFIGS for v in variants(file)]:
     with subtests.test(f"{name}:{variant}"):
       config = load_config(name, variant)
-      if config.data.codec:  # the latents of Stable Diffusion, or of a small codec
-        shape = {256: (32, 4), 32: (8, 8)}[config.data.size]
-        config.data.codec = ""
-        config.data.size, config.data.channels = shape
       spec = Spec((config.data.size,) * 2 + (config.data.channels,))
+      if config.data.codec:  # Stable Diffusion's, or a small one
+        tokens = config.data.latents == "tokens"
+        spec = Spec(
+          {256: (32, 32, 4), 32: (8, 8, 8)}[config.data.size],
+          np.int32 if tokens else np.float32,
+          vocab_size=256 if tokens else 0,
+          pixels=False,
+        )
+        config.data.codec = ""
       family = make_family(config, spec, **build.frozen(config, spec))
-      shapes = jax.eval_shape(family.init, SEED, build.example_batch(config))
+      batch = build.example_batch(config)
+      batch["x"] = np.zeros((1, *spec.shape), spec.dtype)
+      shapes = jax.eval_shape(family.init, SEED, batch)
       assert jax.tree.leaves(shapes.params)
 
 

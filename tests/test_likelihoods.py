@@ -13,8 +13,8 @@ from core import levels
 from core.errors import UserError
 from core.family import sample_keys
 from core.levels import BIN
+from core.logistic import log_scale
 from vae import likelihoods
-from vae.logistic import log_scale
 
 KEYS = sample_keys(jax.random.key(0), 3)
 LEVELS = np.arange(256, dtype=np.float32) * np.float32(BIN) - 1

@@ -70,7 +70,9 @@ class Cond(struct.PyTreeNode):
     return jax.tree.map(pick, self.null_like(), self.replace(negative=None))
 
 
-def guide(both: Float[Array, "b2 ..."], guidance_scale: float) -> Float[Array, "b ..."]:
+def guide(
+  both: Float[Array, "b2 ..."], guidance_scale: float | Float[Array, ""]
+) -> Float[Array, "b ..."]:
   """Classifier-free guidance: null + guidance_scale * (own - null).
 
   `both` is a network's output for `Cond.with_null()`. A scale of 1 is the

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from core.errors import unknown
 from core.levels import BIN, dequantized, total
-from vae.logistic import cut_mean, log_mass, log_scale
+from core.logistic import cut_mean, log_mass, log_scale
 
 EPS = 0.1  # of the logit-Laplace map of pixels
 

@@ -1,0 +1,1 @@
+"""Configs of normalizing flows, one file a method."""
