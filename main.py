@@ -27,7 +27,8 @@ flags.DEFINE_multi_string("prompt", [], "what to draw (--mode=sample); repeatabl
 def train(config: ConfigDict, path: str) -> None:
   """Trains; writes a grid of samples and scores at their cadence."""
   config.sample.guide = ""  # what is drawn in training is the model's own
-  family, run = build.family(config), parallel.make(config.parallel)
+  family = build.family(config, **build.teacher(config, Path(path)))
+  run = parallel.make(config.parallel)
   run.check_batch(config.data.batch_size, config.optim.microbatches)
   build.shapes(config, family)
   load = functools.cache(functools.partial(source.load, config.data))

@@ -334,6 +334,20 @@ def gan() -> ConfigDict:
   return g
 
 
+def distil() -> ConfigDict:
+  """A diffusion of few steps, taught by one of many and a critic (`gan/distil.py`).
+
+  `gan.family` is the family of both; the rest of the config is the teacher's, too.
+  """
+  d = ConfigDict()
+  # Workdir of the trained diffusion; '' starts from, and is taught by, random weights.
+  d.teacher = ""
+  d.steps = 4  # noise levels that the student learns; it draws in sample.steps of them
+  d.weight = 2.5  # of the teacher's term, beside gan.weight of the critic's
+  d.guidance = 1.0  # guidance scale of the teacher's estimates; 1 is none
+  return d
+
+
 def mixture() -> ConfigDict:
   """A mixture of Gaussians fitted by EM (`vae/mixture.py`)."""
   m = ConfigDict()

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree, Shaped, UInt32
 from ml_collections import ConfigDict
 
 from core.errors import UserError
+from core.noise import Schedule
 
 Batch = Mapping[str, Any]  # {x, cond, _id, _mask}, each with a leading batch axis
 Metrics = dict[str, Array]
@@ -130,6 +131,22 @@ class Objective(NamedTuple):
   last: tuple[str, ...] = ()
 
 
+class Denoiser(NamedTuple):
+  """A diffusion as a denoiser of noisy pictures, for another family to learn from.
+
+  init: (rng, batch) -> params.
+  schedule: the noise of x_t.
+  estimate: (params, x_t, logsnr, raw cond, scale=1) -> the clean picture [B, h, w, c],
+    guided by `scale`.
+  bounded: an estimate in the range in which it is drawn.
+  """
+
+  init: Callable[[Array, Batch], PyTree]
+  schedule: Schedule
+  estimate: Callable[..., Float[Array, "b h w c"]]
+  bounded: Callable[[Float[Array, "b h w c"]], Float[Array, "b h w c"]]
+
+
 class Family(NamedTuple):
   """A method of generating images.
 
@@ -144,6 +161,7 @@ class Family(NamedTuple):
   averages: whether `State.ema` averages the weights as `config.optim` says.
   objective: for a critic to be added to; None where it cannot be.
   watched: metric -> what it should not leave in training, and what to do then.
+  denoiser: of a diffusion whose schedule is fixed; None of all others.
   """
 
   init: Callable[[Array, Batch], State]
@@ -156,6 +174,7 @@ class Family(NamedTuple):
   averages: bool = True
   objective: Objective | None = None
   watched: Mapping[str, Watch] = {}
+  denoiser: Denoiser | None = None
 
 
 def make(config: ConfigDict, spec: Spec, **parts: Any) -> Family:

@@ -118,6 +118,11 @@ def diffuse(
   return alpha * x + sigma * eps
 
 
+def normals(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
+  """Standard normal numbers of `shape`, from a key each."""
+  return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
 def target(
   x: Float[Array, "b ..."],
   eps: Float[Array, "b ..."],

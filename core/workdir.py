@@ -105,7 +105,7 @@ def hold(workdir: Path) -> None:
 
 def check_same(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> None:
   """Raises UserError naming each field that would change the model or the data."""
-  old, new = dict(_flat(old)), dict(_flat(new))
+  old, new = dict(flat(old)), dict(flat(new))
   for tree in (old, new):
     if tree.get("data.path"):
       tree["data.path"] = os.path.normpath(tree["data.path"])
@@ -187,9 +187,10 @@ def explained(path: Path) -> Iterator[None]:
     ) from error
 
 
-def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+  """Of nested dicts, the dotted name and value of each leaf."""
   if isinstance(tree, dict):
     for key, value in tree.items():
-      yield from _flat(value, f"{prefix}{key}.")
+      yield from flat(value, f"{prefix}{key}.")
   else:
     yield prefix[:-1], tree

@@ -13,10 +13,19 @@ from ml_collections import ConfigDict
 
 from core import levels, noise
 from core.errors import unknown
-from core.family import Batch, Family, Metrics, Spec, check_spec, example_keys
+from core.family import (
+  Batch,
+  Denoiser,
+  Family,
+  Metrics,
+  Spec,
+  check_spec,
+  example_keys,
+)
 from core.step import from_loss
 from diffusion import drawing, evals, likelihood
 from diffusion.denoiser import Model, Output, degraded
+from diffusion.guidance import threshold
 from diffusion.settings import check
 
 
@@ -129,6 +138,15 @@ def make(config: ConfigDict, spec: Spec, guide: ConfigDict | None = None) -> Fam
     on_request=evals.ON_REQUEST,
     edits=edits,
   )
+  if config.noise.schedule != "learned":
+    family = family._replace(
+      denoiser=Denoiser(
+        model.init,
+        noise.make(config.noise),
+        model.estimate,
+        lambda x: threshold(x, config.sample.threshold, config.sample.percentile),
+      )
+    )
   if guide is None:
     return family
   # The guide's weights travel in the state.

@@ -18,7 +18,7 @@ from nets import build
 from nets.embeddings import NoiseEmbedding
 from nets.monotone import MonotoneLogsnr
 from text import encoders
-from text.cond import Cond
+from text.cond import Cond, guide
 
 
 class Denoiser(nn.Module):
@@ -206,6 +206,23 @@ class Model:
       return Output(output, None)
     value, fraction = jnp.split(output, 2, axis=-1)
     return Output(value, (fraction + 1) / 2)
+
+  def estimate(
+    self,
+    params: PyTree,
+    x_t: Float[Array, "b h w c"],
+    logsnr: Float[Array, " b"],
+    cond: Cond,
+    scale: float | int = 1,
+  ) -> Float[Array, "b h w c"]:
+    """x_hat at x_t for a raw condition, without dropout; scale 1 is no guidance."""
+    if scale == 1:
+      value = self.predict(params, x_t, logsnr, self.encode(params, cond)).value
+    else:
+      pair = (jnp.concatenate([a, a]) for a in (x_t, logsnr))
+      both = self.predict(params, *pair, self.encode(params, cond.with_null()))
+      value = guide(both.value, scale)
+    return self.x_eps(value, x_t, logsnr)[0]
 
   def x_eps(
     self,

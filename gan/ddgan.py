@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 from ml_collections import ConfigDict
 
 from core import checks, noise
@@ -105,16 +105,13 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   noisy = schedule.logsnr(jnp.arange(1, total + 1) / total)
   logsnrs = jnp.concatenate([jnp.full(1, jnp.inf), noisy])
 
-  def normals(keys: Key[Array, " n"], shape: tuple[int, ...]) -> Float[Array, "n ..."]:
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-
   def posterior(x: Images, x_t: Images, i: Int[Array, " b"], eps: Images) -> Images:
     return noise.posterior(x_t, x, eps, logsnrs[i], logsnrs[i - 1], "vp")
 
   def estimate(
     params: PyTree, x_t: Images, i: Array, cond: Cond, keys: Array
   ) -> Images:
-    z = normals(keys, (gan.latent_dim,))
+    z = noise.normals(keys, (gan.latent_dim,))
     return net.apply({"params": params}, x_t, z, logsnrs[i], cond)
 
   def init(rng: Array, batch: Batch) -> PyTree:
@@ -128,10 +125,10 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     )(example_keys(rng, batch["_id"]))
     i = jax.vmap(lambda key: jax.random.randint(key, (), 1, total + 1))(times)
     before, after = logsnrs[i - 1], logsnrs[i]
-    x_s = noise.diffuse(x, normals(first, spec.shape), before, "vp")
-    x_t = noise.transition(x_s, normals(second, spec.shape), after, before, "vp")
+    x_s = noise.diffuse(x, noise.normals(first, spec.shape), before, "vp")
+    x_t = noise.transition(x_s, noise.normals(second, spec.shape), after, before, "vp")
     found = estimate(weights[0], x_t, i, batch["cond"], draws)
-    fakes = posterior(found, x_t, i, normals(last, spec.shape))
+    fakes = posterior(found, x_t, i, noise.normals(last, spec.shape))
     own = jnp.zeros(len(x))
     return Play(own, x_s, fakes, context=x_t, logsnr=after)
 
@@ -143,9 +140,9 @@ def make(config: ConfigDict, spec: Spec) -> Family:
       draws, last = jax.vmap(jax.random.split, out_axes=1)(fold(keys, i))
       each = jnp.full(n, i)
       x = estimate(state.ema["generator"], x_t, each, cond, draws)
-      return posterior(x, x_t, each, normals(last, spec.shape)), x
+      return posterior(x, x_t, each, noise.normals(last, spec.shape)), x
 
-    start = normals(fold(keys, 0), spec.shape)
+    start = noise.normals(fold(keys, 0), spec.shape)
     images, stages = jax.lax.scan(down, start, jnp.arange(total, 0, -1))
     frames = jnp.linspace(0, total - 1, config.sample.frames).round().astype(int)
     # The last step returns the estimate itself.

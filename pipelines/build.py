@@ -18,8 +18,9 @@ from core import parallel, snapshots
 from core.checkpoint import Checkpoints, abstract_like
 from core.errors import UserError
 from core.family import Batch, Family, Spec, State
+from core.log import say
 from core.parallel import Parallel
-from core.workdir import read_json, write_atomic
+from core.workdir import flat, read_json, write_atomic
 from data.batches import eval_batches, train_batches
 from data.source import Dataset
 from nets.pretrained import autoencoder as pretrained
@@ -33,6 +34,17 @@ from vae import autoencoder
 DATA = tuple(f"data.{k}" for k in ("size", "channels", "low_size", "codec", "latents"))
 # What raw conditions look like.
 RAW = ("text.encoder", "text.max_tokens", "text.classes")
+# What a denoiser's output means.
+OUTPUT = tuple(f"diffusion.{k}" for k in ("prediction", "sigma_data", "learn_variance"))
+# Of networks, what matters to training alone.
+TRAINING = (
+  "model.dropout",
+  "model.dtype",
+  "model.remat",
+  "model.scan",
+  "noise.low_discrepancy",
+  "text.drop",
+)
 
 
 def family(config: ConfigDict, **parts: Any) -> Family:
@@ -88,9 +100,7 @@ def _codec(text: str) -> codecs.Opened:
     kept = {k: v for k, v in extra["tracked"].items() if k != "perceptual"}
     extra["tracked"] = kept
   state = state.replace(params={}, opt={}, extra=extra)
-  # A host may hold no more than its part of them.
-  whole = run.run(lambda leaves: leaves)
-  leaves = jax.device_get(whole(jax.tree.leaves((state.ema, extra.get("tracked")))))
+  leaves = jax.tree.leaves(on_host(run, (state.ema, extra.get("tracked"))))
   key = hashlib.sha256(b"".join(np.asarray(a).tobytes() for a in leaves)).hexdigest()
   return codecs.Opened(codecs.of_family(config, generator), state, key)
 
@@ -112,6 +122,35 @@ def pin(config: ConfigDict, workdir: Path) -> None:
       )
   elif jax.process_index() == 0:
     write_atomic(file, json.dumps({"sha256": opened.key}) + "\n")
+
+
+def teacher(config: ConfigDict, workdir: Path) -> dict[str, PyTree]:
+  """The weights that a student starts from: part of its family at a run's start.
+
+  None where `workdir` has a checkpoint, which holds them, and without a teacher.
+
+  Raises:
+    UserError: there is no such run, or it does not fit.
+  """
+  if "distil" not in config:
+    return {}
+  checkpoints = Checkpoints(workdir, read_only=True)
+  begun = checkpoints.latest() is not None
+  checkpoints.close()
+  if begun:
+    return {}
+  if not config.distil.teacher:
+    say("distil.teacher is '': the student starts from random weights, as its teacher")
+    return {}
+  _, run, state = trained(config_of_teacher(config), Path(config.distil.teacher))
+  return {"teacher": on_host(run, state.ema["generator"])}
+
+
+def on_host(run: Parallel, tree: PyTree) -> PyTree:
+  """The arrays of a state, of which a host may hold no more than its part."""
+  leaves, structure = jax.tree.flatten(tree)
+  whole = run.run(lambda leaves: leaves)
+  return structure.unflatten(jax.device_get(whole(leaves)))
 
 
 def example_batch(config: ConfigDict) -> Batch:
@@ -201,24 +240,70 @@ def config_of_guide(config: ConfigDict) -> ConfigDict:
   Raises:
     UserError: there is no run, or it draws other data than this one.
   """
-  file = Path(config.sample.guide) / "config.json"
+  fields = ("family", *DATA, *RAW)
+  why = "a guide draws the same data from the same conditions"
+  return config_of(config, "sample.guide", fields, why)
+
+
+def config_of_teacher(config: ConfigDict) -> ConfigDict:
+  """The config of the run in `distil.teacher`, on the devices of this one.
+
+  Raises:
+    UserError: there is no run, its network, noise or data are others than this one's,
+      or it has no null condition for `distil.guidance`.
+  """
+  student = ConfigDict(config.to_dict())
+  student.family = config.gan.family
+  parts = ("model.", "noise.", "text.")
+  network = [k for k in fields_of(student) if k.startswith(parts) and k not in TRAINING]
+  fields = ("family", "data.name", *DATA, *OUTPUT, *network)
+  why = "a student has the network of its teacher, and its data"
+  theirs = config_of(student, "distil.teacher", fields, why)
+  if config.distil.guidance != 1 and not theirs.text.drop:
+    raise UserError(
+      f"distil.guidance={config.distil.guidance} needs a teacher that was trained"
+      f" without its condition at times, and {config.distil.teacher} has text.drop=0;"
+      " set distil.guidance to 1."
+    )
+  return theirs
+
+
+def config_of(
+  config: ConfigDict, setting: str, same: Sequence[str], why: str
+) -> ConfigDict:
+  """The config of the run whose workdir a setting names, on the devices of this one.
+
+  Args:
+    config: has the setting.
+    setting: such as 'sample.guide'.
+    same: fields that both must agree in.
+    why: they must, for the message.
+
+  Raises:
+    UserError: there is no run, or a field differs.
+  """
+  ours = fields_of(config)
+  file = Path(ours[setting]) / "config.json"
   if not file.exists():
     raise UserError(
-      f"no run in sample.guide={config.sample.guide}; give the --workdir of a trained"
-      " one."
+      f"no run in {setting}={ours[setting]}; give the --workdir of a trained one."
     )
-  guide = ConfigDict(read_json(file))
-  for field in ("family", *DATA, *RAW):
-    part, _, name = field.rpartition(".")
-    ours, theirs = ((c[part] if part else c).get(name) for c in (config, guide))
-    if ours != theirs:
+  found = ConfigDict(read_json(file))
+  theirs = fields_of(found)
+  for field in same:
+    if ours.get(field) != theirs.get(field):
       raise UserError(
-        f"the run in sample.guide={config.sample.guide} has {field}={theirs!r}, this"
-        f" one {ours!r}; a guide draws the same data from the same conditions."
+        f"the run in {setting}={ours[setting]} has {field}={theirs.get(field)!r}, this"
+        f" one {ours.get(field)!r}; {why}."
       )
-  guide.parallel, guide.sample.guide = config.parallel, ""
-  guide.sample.ema_std = 0.0  # its weights as they were tracked
-  return guide
+  found.parallel, found.sample.guide = config.parallel, ""
+  found.sample.ema_std = 0.0  # its weights as they were tracked
+  return found
+
+
+def fields_of(config: ConfigDict) -> dict[str, Any]:
+  """A config's fields by their dotted names, as its `config.json` has them."""
+  return dict(flat(json.loads(config.to_json_best_effort())))
 
 
 def train_stream(

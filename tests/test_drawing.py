@@ -55,6 +55,18 @@ def test_guidance_pushes_away_from_no_class_and_negatives_from_theirs(monkeypatc
   np.testing.assert_allclose(negative, 2 * 0.4 - (-0.4), atol=0.03)
 
 
+def test_an_estimate_is_guided_as_drawing_is(monkeypatch):
+  # That of normal data around a guided mean: (1 - gain alpha) mean + gain x_t.
+  _, model = parts(monkeypatch)
+  x, logsnr = PICTURES + 0.1, jnp.zeros(N)
+  gain = 0.5**0.5 * STD**2 / (0.5 * STD**2 + 0.5)
+  for scale, cond in ((1, COND), (2.0, COND), (1, COND.null_like())):
+    mean = scale * MEANS[cond.label][:, None, None, None]
+    want = mean + gain * (x - 0.5**0.5 * mean)
+    got = model.estimate({}, x, logsnr, cond, scale)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
 def test_guidance_in_an_interval_costs_and_changes_nothing_outside(monkeypatch):
   free = draw(*parts(monkeypatch))
   wide = draw(*parts(monkeypatch, sample__guidance_scale=2.0))
