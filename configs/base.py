@@ -362,6 +362,13 @@ def mixture() -> ConfigDict:
   return m
 
 
+def autoregressive() -> ConfigDict:
+  """Autoregressive models (`autoregressive/`); decoders need none of these."""
+  a = ConfigDict()
+  a.components = 10  # of pixelcnn_pp: logistics that a pixel's colours are a mixture of
+  return a
+
+
 def tiny(c: ConfigDict) -> ConfigDict:
   """Any config at the size that tests use: seconds on two cores."""
   c.data.size = min(c.data.size, 8)

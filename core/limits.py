@@ -78,6 +78,7 @@ RANGES = {
   "flow.ode_steps": COUNT,
   "flow.kinetic_weight": NATURAL,
   "flow.jacobian_weight": NATURAL,
+  "autoregressive.components": COUNT,
   "gan.latent_dim": COUNT,
   "gan.widths": COUNT,
   "gan.weight": NATURAL,

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
+from core import logistic_mixture as mixture
 from core.errors import unknown
 from core.levels import BIN, dequantized, total
 from core.logistic import cut_mean, log_mass, log_scale
@@ -154,44 +155,14 @@ def logistic(channels: int) -> Likelihood:
 
 
 def logistic_mixture(channels: int, components: int) -> Likelihood:
-  """A mixture of `logistic` for the colours of a pixel together: PixelCNN++.
-
-  sum_i pi_i prod_c mass(x_c; mu_ic, s_ic), where the means of later channels are linear
-  in the earlier ones of the picture: mu_G + alpha x_R, and mu_B + beta x_R + gamma x_G
-  (Salimans et al. 2017, arXiv:1701.05517, eq. 2-3). raw is, for each component: log pi,
-  then mu, log s of each channel, then the coefficients before their tanh. The mean
-  takes the channels in turn, each component's given its own means of the channels
-  before: the expected picture, but for what the open ends cut off of those.
-  """
-  pairs = [(c, d) for c in range(channels) for d in range(c)]
-  each = 1 + 2 * channels + len(pairs)
-
-  def parts(raw: Raw) -> tuple:
-    """log pi [b h w k], mu and log s [b h w k c], (channel, earlier) -> [b h w k]."""
-    raw = raw.reshape(*raw.shape[:-1], components, each)
-    mu, scale = raw[..., 1 : 1 + channels], raw[..., 1 + channels : 1 + 2 * channels]
-    weights = jnp.tanh(raw[..., 1 + 2 * channels :])
-    coupling = {pair: weights[..., i] for i, pair in enumerate(pairs)}
-    return jax.nn.log_softmax(raw[..., 0]), mu, log_scale(scale), coupling
-
-  def shifted(mu: Array, coupling: dict, c: int, before: list[Array]) -> Array:
-    """The mean of channel c, given the channels before it."""
-    return mu[..., c] + sum(coupling[c, d] * before[d] for d in range(c))
+  """`core/logistic_mixture.py`, of whole pictures."""
 
   def log_prob(x: Image, raw: Raw) -> Float[Array, " b"]:
-    log_pi, mu, log_s, coupling = parts(raw)
-    seen = [x[..., c, None] for c in range(channels)]
-    each = [
-      log_mass(seen[c], shifted(mu, coupling, c, seen), log_s[..., c])
-      for c in range(channels)
-    ]
-    return total(jax.nn.logsumexp(log_pi + sum(each), axis=-1))
+    return total(mixture.log_prob(x, raw, components))
 
-  def mean(raw: Raw) -> Image:
-    log_pi, mu, log_s, coupling = parts(raw)
-    found = []
-    for c in range(channels):
-      found.append(cut_mean(shifted(mu, coupling, c, found), log_s[..., c]))
-    return jnp.einsum("bhwk,cbhwk->bhwc", jnp.exp(log_pi), jnp.stack(found))
-
-  return Likelihood(components * each, False, log_prob, mean)
+  return Likelihood(
+    mixture.width(channels, components),
+    False,
+    log_prob,
+    lambda raw: mixture.mean(raw, channels, components),
+  )
