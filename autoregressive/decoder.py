@@ -6,12 +6,17 @@ LlamaGen (Sun et al. 2024, arXiv:2406.06525), whose decoder this is: RMSNorm, Sw
 rotary positions of two axes, and the condition in front.
 """
 
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 from ml_collections import ConfigDict
 
 from autoregressive import decoding, sampling, sequence
+from autoregressive.sequence import Sequence
 from core import checks
 from core.errors import UserError
 from core.family import (
@@ -32,24 +37,53 @@ from nets.stream import Stream
 from text import encoders
 from text.cond import Cond
 
+# (params, numbers, raw Cond, training=...) -> code lengths of each example, by name.
+Measure = Callable[..., dict[str, Float[Array, " b"]]]
+
 
 def make(config: ConfigDict, spec: Spec) -> Family:
   """The family of a decoder of `config.model`'s width, depth and heads.
 
   The loss is minus the log likelihood in bits a number, exact: of pixels, bits a
-  dimension. Its eval is `bpd`, or `bits_per_token`. The condition is dropped at times
-  (`text.drop`), for guidance.
-
-  Edits: complete, which keeps the first 1 - `sample.strength` of the numbers.
+  dimension. Its eval is `bpd`, or `bits_per_token`.
 
   Raises:
     UserError: latents, or settings that a decoder cannot take.
   """
   numbers = sequence.make(config.family, spec)
+  stream = network(config, spec, numbers.vocab)
+
+  def measure(
+    params: PyTree, x: Int[Array, "b l"], cond: Cond, **training: Any
+  ) -> dict[str, Float[Array, " b"]]:
+    logits = stream.apply({"params": params}, x, cond, **training)
+    nats = sequence.cross_entropy(logits, x).sum(1)
+    return {numbers.bits: bits(nats, numbers.length)}
+
+  return of_stream(config, numbers, stream, measure, {numbers.bits: 1.0})
+
+
+def of_stream(
+  config: ConfigDict,
+  numbers: Sequence,
+  stream: Stream,
+  measure: Measure,
+  weights: Mapping[str, float | int],
+) -> Family:
+  """The family of a stream; the loss is the sum of what it measures times `weights`.
+
+  The condition is dropped at times (`text.drop`), for guidance.
+
+  Evals: all that is measured.
+
+  Edits: complete, which keeps the first 1 - `sample.strength` of the numbers.
+
+  Raises:
+    UserError: settings that it cannot take.
+  """
   settings = sampling.make(config.sample)
   checks.refuse_small_pictures(config)
   encoders.check_guidance(config.text, settings.guidance_scale)
-  stream = network(config, spec, numbers.vocab)
   guides = settings.guidance_scale != 1 and config.text.encoder != "none"
 
   def init(rng: Array, batch: Batch) -> PyTree:
@@ -57,18 +91,19 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     cond = jax.tree.map(lambda a: a[:1], batch["cond"])
     return stream.init(rng, x, cond)["params"]
 
-  def length(params: PyTree, x: Array, cond: Cond, **training) -> Float[Array, " b"]:
-    """Bits a number."""
-    x = numbers.read(jnp.asarray(x))
-    logits = stream.apply({"params": params}, x, cond, **training)
-    return bits(sequence.cross_entropy(logits, x).sum(1), numbers.length)
-
   def loss(params: PyTree, batch: Batch, rng: Array) -> tuple[Array, Metrics]:
     cond, ids = batch["cond"], batch["_id"]
     if config.text.drop > 0:
       cond = cond.drop(example_keys(rng, ids), config.text.drop)
-    how = {"ids": ids, "rngs": {"dropout": rng}}
-    return length(params, batch["x"], cond, **how), {}
+    x = numbers.read(jnp.asarray(batch["x"]))
+    found = measure(params, x, cond, ids=ids, rngs={"dropout": rng})
+    total = sum(weight * found[name] for name, weight in weights.items())
+    return total, found if len(found) > 1 else {}
+
+  def evaluate(
+    name: str, params: PyTree, batch: Batch, rng: Array
+  ) -> Float[Array, " b"]:
+    return measure(params, numbers.read(jnp.asarray(batch["x"])), batch["cond"])[name]
 
   def drawn(
     params: PyTree, rng: Array, cond: Cond, n: int, known: Int[Array, "n l"] | None
@@ -96,15 +131,19 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     init=init,
     loss=loss,
     sample=sample,
-    evals={
-      numbers.bits: lambda params, batch, rng: length(params, batch["x"], batch["cond"])
-    },
+    evals={name: functools.partial(evaluate, name) for name in weights},
     edits=edits,
   )
 
 
 def network(config: ConfigDict, spec: Spec, vocab: int) -> Stream:
-  """The network of a config, for numbers of so many values.
+  """The network of a config, for numbers of so many values."""
+  encoder = encoders.make(config.text, build.dtype(config.model))
+  return Stream(encoder, transformer(config), spec.shape, vocab)
+
+
+def transformer(config: ConfigDict) -> Decoder:
+  """The decoder of `config.model`.
 
   Raises:
     UserError: heads are not of a multiple of four numbers.
@@ -115,7 +154,7 @@ def network(config: ConfigDict, spec: Spec, vocab: int) -> Stream:
       f"model.dim={model.dim} must be a multiple of 4 x model.heads={4 * model.heads}:"
       " half of a head's positions tell the row, half the column."
     )
-  decoder = Decoder(
+  return Decoder(
     model.dim,
     model.depth,
     model.heads,
@@ -124,4 +163,3 @@ def network(config: ConfigDict, spec: Spec, vocab: int) -> Stream:
     remat=model.remat,
     scan=model.scan,
   )
-  return Stream(encoders.make(config.text, dtype), decoder, spec.shape, vocab)

@@ -363,8 +363,9 @@ def mixture() -> ConfigDict:
 
 
 def autoregressive() -> ConfigDict:
-  """Autoregressive models (`autoregressive/`); decoders need none of these."""
+  """Autoregressive models (`autoregressive/`) but the plain decoder."""
   a = ConfigDict()
+  a.text_weight = 0.125  # of dalle: share of the text in the loss
   a.components = 10  # of pixelcnn_pp: logistics that a pixel's colours are a mixture of
   return a
 

@@ -79,6 +79,7 @@ RANGES = {
   "flow.kinetic_weight": NATURAL,
   "flow.jacobian_weight": NATURAL,
   "autoregressive.components": COUNT,
+  "autoregressive.text_weight": SHARE,
   "gan.latent_dim": COUNT,
   "gan.widths": COUNT,
   "gan.weight": NATURAL,

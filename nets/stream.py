@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from nets.decoder import Decoder, rotary_angles
 from nets.layers import Dense
+from text.bytes import VOCAB_SIZE
 from text.cond import Cond
 
 INIT = nn.initializers.normal(0.02)
@@ -47,13 +48,19 @@ class Stream(nn.Module):
     ids: Integer[Array, " b"] | None = None,
   ) -> Float[Array, "b l {self.vocab}"]:
     """Logits of each number, float32; `cond` is raw. Dropout is active with `ids`."""
+    y, extra = self.outputs(x, cond, ids)
+    return self.logits(y[:, extra:])
+
+  def outputs(
+    self, x: Int[Array, "b l"], cond: Cond, ids: Integer[Array, " b"] | None
+  ) -> tuple[Float[Array, "b k d"], int]:
+    """What the decoder makes of all items, and how many are before the start."""
     first, mask = self.prefix(cond, len(x))
     places = jnp.arange(x.shape[1] - 1)
     items = jnp.concatenate([first, self.items(x[:, :-1], places)], axis=1)
     extra = first.shape[1] - 1
     reads = causal(readable(mask, items.shape[1]))
-    y = self.decoder(items, angles_of(self, extra), reads, ids)
-    return self.logits(y[:, extra:])
+    return self.decoder(items, angles_of(self, extra), reads, ids), extra
 
   def prefix(
     self, cond: Cond, batch: int
@@ -78,6 +85,46 @@ class Stream(nn.Module):
   def logits(self, y: Float[Array, "b l d"]) -> Float[Array, "b l {self.vocab}"]:
     """Of the numbers told at the decoder's output `y`."""
     return self.head(y)
+
+
+class TextItems(nn.Module):
+  """The bytes of a text as they are, for a stream that tells them too.
+
+  Behind a learned beginning; the padding of each place is a value of its own, which is
+  read like others (Ramesh et al. 2021, arXiv:2102.12092, section 2.2).
+  """
+
+  dim: int
+
+  @nn.compact
+  def __call__(self, cond: Cond) -> Cond:
+    """tokens, mask [b, m] -> seq [b, m + 1, dim], all of it to be read."""
+    b, length = cond.tokens.shape
+    begin = self.param("begin", INIT, (1, 1, self.dim))
+    padding = self.param("padding", INIT, (length, self.dim))
+    values = nn.Embed(VOCAB_SIZE, self.dim, embedding_init=INIT, name="bytes")
+    own = jnp.where(cond.mask[..., None], values(cond.tokens), padding)
+    seq = jnp.concatenate([jnp.broadcast_to(begin, (b, 1, self.dim)), own], axis=1)
+    return Cond(seq=seq, mask=jnp.ones((b, length + 1), bool))
+
+
+class JointStream(Stream):
+  """A Stream behind `TextItems` that tells the text too."""
+
+  def setup(self) -> None:
+    super().setup()
+    self.text_head = Dense(VOCAB_SIZE, use_bias=False, kernel_init=INIT)
+
+  def __call__(
+    self,
+    x: Int[Array, "b l"],
+    cond: Cond,
+    ids: Integer[Array, " b"] | None = None,
+  ) -> tuple[Float[Array, "b l {self.vocab}"], Float[Array, "b m v"]]:
+    """Logits of each number, and of each byte of the text, padding being 0."""
+    y, extra = self.outputs(x, cond, ids)
+    # The last byte tells nothing: behind it is the start of the picture.
+    return self.logits(y[:, extra:]), self.text_head(y[:, : extra - 1])
 
 
 def angles_of(stream: Stream, extra: int) -> Float[Array, "l e"]:

@@ -15,7 +15,7 @@ from autoregressive.sampling import Sampling
 from core.errors import UserError
 from core.family import Family, Given, Spec, State, make, sample_keys
 from nets.decoder import rotary_angles, rotate
-from nets.stream import Stream
+from nets.stream import JointStream, Stream, TextItems
 from tests.runs import load_config
 from text.cond import Cond
 
@@ -278,3 +278,54 @@ def test_bits_a_dimension_of_grey_levels():
 def test_what_does_not_fit_is_refused(spec, fields, message):
   with pytest.raises(UserError, match=message):
     make(config_of(**fields), spec)
+
+
+def test_dalle_tells_text_and_picture():
+  """Each byte and number depends on those before, and all sequences sum to one."""
+  shape, vocab, length = (1, 2, 1), 3, 2
+  net = decoder.transformer(config_of())
+  stream = JointStream(TextItems(net.dim), net, shape, vocab)
+  x, cond = jnp.zeros((3, 2), int), TEXT
+  params = {"params": shaken(jax.jit(stream.init)(KEY, x, cond)["params"])}
+  apply = jax.jit(stream.apply)
+  logits, text_logits = apply(params, x, cond)
+  assert text_logits.shape == (3, 4, 257)
+  for j in range(4):
+    changed = cond.replace(tokens=cond.tokens.at[:, j].add(50))
+    after, text_after = apply(params, x, changed)
+    # Only where that byte is one of the text.
+    np.testing.assert_array_equal(text_after[:, : j + 1], text_logits[:, : j + 1])
+    moved = np.abs(after - logits).max((1, 2)) > 1e-3
+    np.testing.assert_array_equal(moved, cond.mask[:, j])
+    if j < 3:
+      later = np.abs(text_after - text_logits)[:, j + 1 :].max(2) > 1e-3
+      np.testing.assert_array_equal(later.all(1), cond.mask[:, j])
+  every = jnp.asarray(list(itertools.product(range(vocab), repeat=length)))
+  one = jax.tree.map(lambda a: jnp.repeat(a[1:2], len(every), 0), cond)
+  found = sequence.cross_entropy(stream.apply(params, every, one)[0], every).sum(1)
+  np.testing.assert_allclose(np.exp(-found).sum(), 1, atol=1e-5)
+
+
+def test_dalles_loss_is_an_eighth_text_and_the_rest_picture():
+  config = load_config("configs/autoregressive/dalle.py")
+  config.text.max_tokens, config.text.drop, config.sample.guidance_scale = 4, 0.0, 1.0
+  family = make(config, Spec((2, 2, 1)))
+  batch = {
+    "x": jax.random.uniform(KEY, (3, 2, 2, 1), minval=-1, maxval=1),
+    "cond": TEXT,
+    "_id": jnp.arange(3, dtype=jnp.uint32),
+    "_mask": jnp.ones(3, bool),
+  }
+  state = jax.jit(family.init)(KEY, batch)
+  _, metrics = jax.jit(family.step)(state, batch, KEY)
+  want = metrics["text_bits"] / 8 + metrics["bpd"] * 7 / 8
+  np.testing.assert_allclose(metrics["loss"], want, rtol=1e-6)
+  bpd = jax.jit(family.evals["bpd"])(state, batch, KEY)
+  np.testing.assert_allclose(bpd.mean(), metrics["bpd"], rtol=1e-5)
+  # What has no training yet tells every byte and level alike.
+  np.testing.assert_allclose(metrics["text_bits"], np.log2(257), atol=0.1)
+  images = jax.jit(lambda cond: family.sample(state, KEY, cond, 3).images)(TEXT)
+  assert images.shape == (3, 2, 2, 1)
+  config.text.encoder = "none"
+  with pytest.raises(UserError, match="tells texts too: set text.encoder to 'bytes'"):
+    make(config, Spec((2, 2, 1)))

@@ -31,7 +31,8 @@ def test_numbers_out_of_range(field: str) -> None:
   config = ddpm.get_config()
   # So that every field that has a range is there.
   config.vae, config.mixture, config.flow = base.vae(), base.mixture(), base.flow()
-  config.gan, config.autoregressive = base.gan(), base.autoregressive()
+  config.gan, config.distil = base.gan(), base.distil()
+  config.autoregressive = base.autoregressive()
   for number in bad:
     with config.unlocked(), config.ignore_type():
       config.update_from_flattened_dict({field: number})

@@ -75,6 +75,8 @@ def on_cpu(c: ConfigDict, variant: str, known: tuple[str, ...]) -> None:
   Raises:
     ValueError: the variant is not one of `known`.
   """
+  if variant not in known:
+    raise base.unknown_variant(variant, known)
   match variant:
     case "fashion_mnist_tokens":
       small(c)
@@ -89,8 +91,6 @@ def on_cpu(c: ConfigDict, variant: str, known: tuple[str, ...]) -> None:
       base.openmoji32(c)
       base.tiny(c)
       c.data.codec, c.data.latents = "", "latents"
-    case _:
-      raise base.unknown_variant(variant, known)
 
 
 def small(c: ConfigDict) -> None:

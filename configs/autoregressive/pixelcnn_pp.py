@@ -41,6 +41,6 @@ def small(c: ConfigDict) -> None:
   c.model.widths, c.model.blocks, c.model.dropout = (32, 32), 2, 0.0
   c.optim.learning_rate, c.optim.warmup_steps, c.optim.schedule = 2e-3, 50, "cosine"
   c.optim.ema, c.optim.ema_decay = "warmup", 0.99
-  c.train.steps = 500
+  c.train.steps = 300
   c.train.sample_every, c.train.eval_every, c.train.checkpoint_every = 0, 0, 250
   c.sample.num_images, c.eval.num_images = 10, 1000
