@@ -35,8 +35,8 @@ def affine(kind: str) -> Elementwise:
   """An affine map by raw = (t, s).
 
   glow: z = (x + t) max(sigmoid(s + 2), LEAST); Kingma & Dhariwal 2018 have no least
-    factor in their code, and then some draws explode
-    (Behrmann et al. 2021, arXiv:2006.09347).
+    factor in their code, and then some draws explode (Behrmann et al. 2021,
+    arXiv:2006.09347); what it costs is measured in docs/studies/flows.md.
   tanh: z = x exp(a) + t, a = LIMIT tanh(s / LIMIT): RealNVP (Dinh et al. 2017,
     arXiv:1605.08803), eq. 5 and section 4.1, where the limit is learned.
   jet: z = (x + t) 2 sigmoid(s), as in Kolesnikov et al. 2024 (arXiv:2412.15129).
