@@ -4,8 +4,8 @@ The default is the paper's CIFAR-10 model: three levels of 32 steps, affine coup
 512 hidden channels, Adam at 1e-3: 3.35 bits a dimension (table 2; RealNVP 3.49). Figure
 3 compares `flow.mixing` conv_1x1, shuffle and reverse, for `flow.coupling` additive and
 affine: the convolution is best with either. Differences: batches of 64 on one device,
-hidden layers without actnorm, and a coupling's factor of at least 0.3. `flow.dequantization=variational` is that of Flow++ (Ho
-et al. 2019).
+hidden layers without actnorm, and a coupling's factor of at least 0.3.
+`flow.dequantization=variational` is that of Flow++ (Ho et al. 2019).
 
 Variants:
   :imagenet64     four levels of 48 steps, 3.81 bits a dimension.
