@@ -130,8 +130,8 @@ def make(config: ConfigDict, spec: Spec, teacher: PyTree = None) -> Family:
 
     given = (jnp.arange(1, steps + 1), at, after)
     images, stages = jax.lax.scan(down, std * fresh(0), given)
-    frames = jnp.linspace(0, steps - 1, config.sample.frames).round().astype(int)
-    film = stages[frames].at[-1].set(images)
+    frames = jnp.linspace(0, steps - 1, min(config.sample.frames, steps))
+    film = stages[frames.round().astype(int)].at[-1].set(images)
     return Samples(images, film, jnp.full(n, steps, jnp.int32))
 
   frozen = Tracked(

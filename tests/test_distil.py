@@ -139,7 +139,7 @@ def test_without_a_critic_noise_becomes_the_mode(monkeypatch):
   ("steps", "levels"), [(1, [4]), (2, [4, 2]), (3, [4, 3, 2]), (4, [4, 3, 2, 1])]
 )
 def test_draws_by_hand(monkeypatch, steps, levels):
-  made = make(monkeypatch, sample__steps=steps, sample__frames=steps)
+  made = make(monkeypatch, sample__steps=steps, sample__frames=8)
   state = made.init(KEY, players.make_batch())
   state = state.replace(ema={"generator": STUDENT})
   cond = Cond(label=jnp.zeros(ROWS, jnp.int32))

@@ -8,7 +8,8 @@ Differences: a critic of pixels from scratch, not heads on the features of DINOv
 the distance is a mean, not a sum.
 
 Variants:
-  :fashion_mnist  of configs/diffusion/rectified_flow.py:fashion_mnist, likewise.
+  :fashion_mnist  of configs/diffusion/rectified_flow.py:fashion_mnist, likewise: about
+                  an hour on a CPU core.
   :openmoji32     of configs/diffusion/ddpm.py:openmoji32, in runs/ddpm.
   :tiny           seconds, of random weights; what tests use.
 """
