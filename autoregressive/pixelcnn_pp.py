@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
-from autoregressive import sequence
+from autoregressive import sampling, sequence
 from core import checks, logistic_mixture
 from core.family import (
   Batch,
@@ -89,7 +89,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     def body(canvas: Array, i: Array) -> tuple[Array, None]:
       row, column = i // width, i % width
       found = net.apply({"params": params["net"]}, canvas, encoded)[:, row, column]
-      own = example_keys_at(keys, i)
+      own = sampling.keys_at(keys, i)
       pixel = logistic_mixture.draw(found, own, channels, components)
       return canvas.at[:, row, column].set(pixel), None
 
@@ -118,8 +118,3 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     evals={"bpd": lambda params, batch, rng: length(params, batch["x"], batch["cond"])},
     edits=edits,
   )
-
-
-def example_keys_at(keys: Array, i: Array) -> Array:
-  """Each sample's key of its pixel i."""
-  return jax.vmap(jax.random.fold_in, (0, None))(keys, i)

@@ -11,7 +11,7 @@ from core.errors import unknown
 
 SCHEDULES = ("constant", "linear", "cosine")
 
-Logits = Float[Array, "n v"]
+Logits = Float[Array, "*shape v"]
 
 
 class Sampling(NamedTuple):
@@ -86,7 +86,14 @@ def filtered(logits: Logits, sampling: Sampling) -> Logits:
   return top_p(logits, sampling.top_p) if sampling.top_p < 1 else logits
 
 
-def draw(logits: Logits, keys: Key[Array, " n"], i: Int[Array, ""]) -> Int[Array, " n"]:
+def draw(
+  logits: Float[Array, "n ... v"], keys: Key[Array, " n"], i: Int[Array, ""]
+) -> Int[Array, "n ..."]:
   """The i-th draw of each sample."""
-  own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-  return jax.vmap(jax.random.categorical)(own, logits).astype(jnp.int32)
+  found = jax.vmap(jax.random.categorical)(keys_at(keys, i), logits)
+  return found.astype(jnp.int32)
+
+
+def keys_at(keys: Key[Array, " n"], i: Int[Array, ""]) -> Key[Array, " n"]:
+  """The key of each sample's draw i."""
+  return jax.vmap(jax.random.fold_in, (0, None))(keys, i)

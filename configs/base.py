@@ -113,7 +113,7 @@ def get_config() -> ConfigDict:
   # evaluations a step takes 1, heun 2, rk4 4, pc 1 + corrector_steps, and the last one
   # 1 always; rk45 takes what it needs (all are counted, `nfe` in samples.npz).
   c.sample.sampler = "ddim"
-  c.sample.steps = 50
+  c.sample.steps = 50  # also those in which MaskGIT and MAR draw all places
   # Noise levels: time and quadratic follow the training schedule; logsnr and karras run
   # between these bounds of sigma / alpha, or the schedule's own ends where nearer.
   c.sample.grid = "time"
@@ -147,6 +147,8 @@ def get_config() -> ConfigDict:
   # Of its guidance over the share that is drawn already: constant, or linear or cosine,
   # which rise from none to guidance_scale.
   c.sample.guidance_schedule = "constant"
+  # Of MaskGIT: noise in what is kept first, which falls to 0 over the steps.
+  c.sample.choice_temperature = 4.5
   # Noise of a GAN beyond it is drawn anew; of StyleGAN2 the styles' distance from their
   # mean is multiplied by it; 0 for neither.
   c.sample.truncation = 0.0
@@ -155,7 +157,7 @@ def get_config() -> ConfigDict:
   c.sample.augmentation = 0.1  # noise added to the small picture, in [0, 1]
   # What --image is for: image_to_image, inpaint, invert or interpolate; of an
   # autoencoder reconstruct or interpolate, of a flow interpolate, of an autoregressive
-  # model complete.
+  # model complete, of MaskGIT inpaint.
   c.sample.edit = "image_to_image"
   # Share of the steps that image_to_image takes, of the picture that complete draws.
   c.sample.strength = 0.6
@@ -366,6 +368,10 @@ def autoregressive() -> ConfigDict:
   """Autoregressive models (`autoregressive/`) but the plain decoder."""
   a = ConfigDict()
   a.text_weight = 0.125  # of dalle: share of the text in the loss
+  # Of maskgit and mar: how the share that is hidden falls while a picture is drawn, and
+  # of maskgit in training: cosine, linear, square, cubic or root.
+  a.schedule = "cosine"
+  a.label_smoothing = 0.1  # of maskgit
   a.components = 10  # of pixelcnn_pp: logistics that a pixel's colours are a mixture of
   return a
 

@@ -1,0 +1,164 @@
+"""Networks that tell the hidden places of a picture from those that are shown."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Integer
+
+from nets.decoder import Decoder, rotary_angles
+from nets.embeddings import NoiseEmbedding
+from nets.layers import Dense
+from nets.stream import INIT, grid_positions, readable
+from text.cond import Cond
+
+
+class Masked(nn.Module):
+  """Items of places, some of them hidden, and a condition -> what is known of each.
+
+  A transformer in which all read all. A hidden place is a learned item; every place has
+  a learned position besides its rotary one, by which hidden ones differ. The condition
+  is in front, as in `Stream`.
+
+  Attributes:
+    encoder: raw `Cond` -> encoded, trained along.
+    decoder: the transformer; its width a head is a multiple of 4.
+    shape: of a picture, (h, w, c): the sequence has h w c places.
+  """
+
+  encoder: nn.Module
+  decoder: Decoder
+  shape: tuple[int, int, int]
+
+  @nn.compact
+  def __call__(
+    self,
+    items: Float[Array, "b l d"],
+    hidden: Bool[Array, "b l"],
+    cond: Cond,
+    ids: Integer[Array, " b"] | None = None,
+  ) -> Float[Array, "b l d"]:
+    b, length, dim = items.shape
+    dtype, cond = self.decoder.dtype, self.encoder(cond)
+    hole = self.param("hidden", INIT, (dim,))
+    places = self.param("positions", INIT, (length, dim))
+    first = jnp.broadcast_to(self.param("start", INIT, (dim,)), (b, 1, dim))
+    if cond.pooled is not None:
+      first = first + Dense(dim, dtype=dtype, name="pooled")(cond.pooled)[:, None]
+    seen = jnp.ones((b, 1), bool)
+    if cond.seq is not None:
+      text = Dense(dim, dtype=dtype, name="text")(cond.seq)
+      first = jnp.concatenate([text, first], axis=1)
+      seen = jnp.concatenate([cond.mask, seen], axis=1)
+    before = first.shape[1]
+    items = jnp.where(hidden[..., None], hole, items) + places
+    positions = jnp.asarray(grid_positions(self.shape, before))
+    angles = rotary_angles(positions, dim // self.decoder.heads)
+    x = jnp.concatenate([first, items], axis=1)
+    return self.decoder(x, angles, readable(seen, before + length), ids)[:, before:]
+
+
+class MaskedTokens(nn.Module):
+  """Whole numbers, some of them hidden -> logits of all: MaskGIT's network.
+
+  Chang et al. 2022 (arXiv:2202.04200), with the blocks of `nets/decoder.py`.
+  """
+
+  trunk: Masked
+  vocab: int
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Int[Array, "b l"],
+    hidden: Bool[Array, "b l"],
+    cond: Cond,
+    ids: Integer[Array, " b"] | None = None,
+  ) -> Float[Array, "b l {self.vocab}"]:
+    dim, channels = self.trunk.decoder.dim, self.trunk.shape[-1]
+    own = jnp.arange(x.shape[1]) % channels * self.vocab
+    table = nn.Embed(channels * self.vocab, dim, embedding_init=INIT, name="values")
+    y = self.trunk(table(own + x), hidden, cond, ids)
+    return Dense(self.vocab, use_bias=False, kernel_init=INIT, name="head")(y)
+
+
+class MaskedVectors(nn.Module):
+  """Vectors, some of them hidden, and noisy ones: MAR's network and its head.
+
+  Li et al. 2024 (arXiv:2406.11838), section 3; the trunk with the blocks of
+  `nets/decoder.py`, and no encoder apart for what is shown.
+  """
+
+  trunk: Masked
+  head: nn.Module
+
+  def setup(self) -> None:
+    self.values = Dense(self.trunk.decoder.dim, dtype=self.trunk.decoder.dtype)
+
+  def __call__(
+    self,
+    x: Float[Array, "b l v"],
+    hidden: Bool[Array, "b l"],
+    cond: Cond,
+    ids: Integer[Array, " b"] | None = None,
+  ) -> Float[Array, "b l d"]:
+    """What is known of each place, for the head."""
+    return self.trunk(self.values(x), hidden, cond, ids)
+
+  def denoise(
+    self,
+    x_t: Float[Array, "b k v"],
+    logsnr: Float[Array, "b k"],
+    z: Float[Array, "b k d"],
+  ) -> Float[Array, "b k v"]:
+    """The head's prediction for noisy vectors."""
+    return self.head(x_t, logsnr, z)
+
+  def both(
+    self, x: Float[Array, "b l v"], hidden: Bool[Array, "b l"], cond: Cond
+  ) -> Float[Array, "b l v"]:
+    """Runs every part once, to make the parameters."""
+    return self.denoise(x, jnp.zeros(x.shape[:2]), self(x, hidden, cond))
+
+
+class DiffusionHead(nn.Module):
+  """A small MLP that denoises one vector, given what is known of its place.
+
+  Blocks x + gate MLP(norm(x) (1 + scale) + shift), modulated by the noise level and z
+  (Li et al. 2024, section 3.2 and appendix; adaLN-zero as in DiT). Starts at zero.
+
+  Attributes:
+    width: of the MLPs.
+    depth: how many blocks.
+    dtype: of the computation; parameters and output are float32.
+  """
+
+  width: int
+  depth: int
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    x_t: Float[Array, "b k v"],
+    logsnr: Float[Array, "b k"],
+    z: Float[Array, "b k d"],
+  ) -> Float[Array, "b k v"]:
+    zeros = nn.initializers.zeros
+
+    def dense(y: Array, features: int, name: str, **how: object) -> Array:
+      return Dense(features, dtype=self.dtype, name=name, **how)(y)
+
+    level = NoiseEmbedding(self.width, dtype=self.dtype, name="noise")(logsnr.ravel())
+    vec = level.reshape(*logsnr.shape, -1) + dense(z, self.width, "known")
+    vec, y = jax.nn.silu(vec), dense(x_t, self.width, "in")
+    for i in range(self.depth):
+      mod = dense(vec, 3 * self.width, f"modulation_{i}", kernel_init=zeros)
+      shift, scale, gate = jnp.split(mod, 3, axis=-1)
+      own = nn.LayerNorm(dtype=jnp.float32, name=f"norm_{i}")(y) * (1 + scale) + shift
+      own = jax.nn.silu(dense(own.astype(self.dtype), self.width, f"mlp_{i}_0"))
+      y = y + gate * dense(own, self.width, f"mlp_{i}_1")
+    mod = dense(vec, 2 * self.width, "modulation", kernel_init=zeros)
+    shift, scale = jnp.split(mod.astype(jnp.float32), 2, axis=-1)
+    y = nn.LayerNorm(use_bias=False, use_scale=False, dtype=jnp.float32)(y)
+    return Dense(x_t.shape[-1], kernel_init=zeros, name="out")(y * (1 + scale) + shift)
