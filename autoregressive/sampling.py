@@ -94,6 +94,6 @@ def draw(
   return found.astype(jnp.int32)
 
 
-def keys_at(keys: Key[Array, " n"], i: Int[Array, ""]) -> Key[Array, " n"]:
+def keys_at(keys: Key[Array, " n"], i: Int[Array, ""] | int) -> Key[Array, " n"]:
   """The key of each sample's draw i."""
   return jax.vmap(jax.random.fold_in, (0, None))(keys, i)

@@ -140,7 +140,8 @@ def get_config() -> ConfigDict:
   c.sample.guide = ""  # workdir of a worse model, for autoguidance
   c.sample.negative_prompt = ""  # what guidance leads away from
   # Deviation of the noise that a flow starts from; of an autoregressive model what its
-  # logits are divided by, 0 for the likeliest value alone.
+  # logits are divided by, 0 for the likeliest value alone, and of MAR the noise of its
+  # diffusion's steps after the first.
   c.sample.temperature = 1.0
   c.sample.top_k = 0  # an autoregressive model draws among so many values; 0 for all
   c.sample.top_p = 1.0  # and among the likeliest that together have this probability
@@ -149,6 +150,7 @@ def get_config() -> ConfigDict:
   c.sample.guidance_schedule = "constant"
   # Of MaskGIT: noise in what is kept first, which falls to 0 over the steps.
   c.sample.choice_temperature = 4.5
+  c.sample.head_steps = 100  # of the diffusion of each of MAR's vectors
   # Noise of a GAN beyond it is drawn anew; of StyleGAN2 the styles' distance from their
   # mean is multiplied by it; 0 for neither.
   c.sample.truncation = 0.0
@@ -157,7 +159,7 @@ def get_config() -> ConfigDict:
   c.sample.augmentation = 0.1  # noise added to the small picture, in [0, 1]
   # What --image is for: image_to_image, inpaint, invert or interpolate; of an
   # autoencoder reconstruct or interpolate, of a flow interpolate, of an autoregressive
-  # model complete, of MaskGIT inpaint.
+  # model complete, of MaskGIT and MAR inpaint.
   c.sample.edit = "image_to_image"
   # Share of the steps that image_to_image takes, of the picture that complete draws.
   c.sample.strength = 0.6
@@ -372,6 +374,10 @@ def autoregressive() -> ConfigDict:
   # of maskgit in training: cosine, linear, square, cubic or root.
   a.schedule = "cosine"
   a.label_smoothing = 0.1  # of maskgit
+  # Of mar: what its head predicts, as diffusion.prediction, the head's width and number
+  # of blocks, and noise levels at which each vector is trained a step.
+  a.prediction = "eps"
+  a.head_dim, a.head_depth, a.draws = 1024, 3, 4
   a.components = 10  # of pixelcnn_pp: logistics that a pixel's colours are a mixture of
   return a
 
@@ -396,6 +402,9 @@ def tiny(c: ConfigDict) -> ConfigDict:
   if "gan" in c:
     c.gan.latent_dim, c.gan.widths, c.gan.style_dim = 8, (8, 16), 8
     c.gan.mapping_layers, c.gan.extra = 2, 1
+  if "autoregressive" in c:
+    c.autoregressive.head_dim, c.autoregressive.head_depth = 16, 1
+    c.sample.head_steps = 4
   if "vae" in c:
     c.vae.codes, c.vae.latent_channels, c.vae.perceptual_weight = 16, 4, 0.0
     c.vae.groups = (1,) * len(c.model.widths)

@@ -78,7 +78,7 @@ def on_cpu(c: ConfigDict, variant: str, known: tuple[str, ...]) -> None:
   if variant not in known:
     raise base.unknown_variant(variant, known)
   match variant:
-    case "fashion_mnist_tokens":
+    case "fashion_mnist_tokens" | "fashion_mnist":
       small(c)
       base.fashion_mnist(c)
       c.data.codec = "runs/vq"

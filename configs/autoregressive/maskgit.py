@@ -30,7 +30,6 @@ def get_config(variant: str = "") -> ConfigDict:
   c.optim.b2, c.optim.weight_decay = 0.96, 0.0
   c.sample.steps, c.sample.guidance_scale, c.sample.edit = 8, 1.0, "inpaint"
   if variant:
-    names = {"fashion_mnist": "fashion_mnist_tokens"}
-    decoder.on_cpu(c, names.get(variant, variant), (*names.values(), *VARIANTS[1:]))
+    decoder.on_cpu(c, variant, VARIANTS)
     c.sample.guidance_scale = 2.0
   return c
