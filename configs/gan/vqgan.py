@@ -40,7 +40,9 @@ def get_config(variant: str = "") -> ConfigDict:
   c.gan.critic, c.gan.loss, c.gan.adaptive = "patch", "hinge", True
   c.gan.weight, c.gan.learning_rate = 0.5 if of_kl else 0.8, 0.0
   if size:
-    c.gan.widths, c.gan.start = (32, 64), 100
+    # A critic that starts early, or is as fast as the autoencoder, ruins it.
+    c.gan.widths, c.gan.start = (32, 64), c.train.steps // 2
+    c.gan.learning_rate = 2e-4
   else:
     c.gan.widths, c.gan.start = (64, 128, 256), 50_000
   if variant == "tiny":
