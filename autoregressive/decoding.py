@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from autoregressive import sampling
 from autoregressive.sampling import Logits, Sampling
 from nets import stream as streams
-from nets.decoder import cached, caches
+from nets.decoder import cached, caches, unstacked
 from nets.stream import Stream
 from text.cond import Cond, guide
 
@@ -70,7 +70,8 @@ def begin(
   """What `decode` starts from: caches with the condition, logits, and how to go on."""
   first, mask = stream.apply({"params": params}, cond, batch, method="prefix")
   b, m, _ = first.shape
-  net, own, total = stream.decoder, params["decoder"], m + length - 1
+  net, total = stream.decoder, m + length - 1
+  own = unstacked(net, params["decoder"])
   angles = streams.angles_of(stream, m - 1)[:total]
   may_read = streams.readable(mask, total)
   reads = streams.causal(may_read[:, :m])

@@ -184,9 +184,22 @@ def caches(net: Decoder, batch: int, length: int) -> list[Cache]:
   return [Cache(empty, empty)] * net.depth
 
 
+class Layers(NamedTuple):
+  """The parameters of a `Decoder`, layer by layer."""
+
+  blocks: list[PyTree]
+  norm: PyTree
+
+
+def unstacked(net: Decoder, params: PyTree) -> Layers:
+  """For `cached`; outside of the loop, or it would copy all weights at each token."""
+  take = lambda i: jax.tree.map(lambda a: a[i], params["block"])  # noqa: E731
+  return Layers([take(i) for i in range(net.depth)], params["norm"])
+
+
 def cached(
   net: Decoder,
-  params: PyTree,
+  layers: Layers,
   caches: list[Cache],
   x: Float[Array, "b l d"],
   angles: Float[Array, "l e"],
@@ -198,8 +211,7 @@ def cached(
   The layers are no loop: one over stacked buffers would copy them at each token.
   """
   x, after, block = x.astype(net.dtype), [], _block(net)
-  for i, cache in enumerate(caches):
-    own = jax.tree.map(lambda a: a[i], params["block"])  # noqa: B023
+  for own, cache in zip(layers.blocks, caches, strict=True):
     x, cache = block.apply({"params": own}, x, angles, mask, cache=cache, at=at)
     after.append(cache)
-  return nn.RMSNorm(dtype=jnp.float32).apply({"params": params["norm"]}, x), after
+  return nn.RMSNorm(dtype=jnp.float32).apply({"params": layers.norm}, x), after

@@ -32,4 +32,6 @@ def get_config(variant: str = "") -> ConfigDict:
   if variant:
     decoder.on_cpu(c, variant, VARIANTS)
     c.sample.guidance_scale = 2.0
+  if variant in ("fashion_mnist", "openmoji32"):
+    c.train.steps = 1500
   return c

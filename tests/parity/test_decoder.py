@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaModel
 
-from nets.decoder import Decoder, cached, caches, rotary_angles
+from nets.decoder import Decoder, cached, caches, rotary_angles, unstacked
 from nets.stream import causal
 from tests.parity.test_nets import close, normal, randomised, value
 
@@ -68,9 +68,9 @@ def test_llama() -> None:
   shapes = jax.eval_shape(net.init, jax.random.key(0), x, angles, reads)["params"]
   assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
 
-  state, found = caches(net, 2, LENGTH), []
+  state, layers, found = caches(net, 2, LENGTH), unstacked(net, params), []
   for i in range(LENGTH):
     one = slice(i, i + 1)
-    y, state = cached(net, params, state, x[:, one], angles[one], reads[:, one], i)
+    y, state = cached(net, layers, state, x[:, one], angles[one], reads[:, one], i)
     found.append(y)
   close(keep(jnp.concatenate(found, axis=1)), keep(theirs.detach()))
