@@ -53,4 +53,5 @@ def small(c: ConfigDict, variant: str) -> None:
   c.data.codec = {"fashion_mnist": "runs/kl", "openmoji32": "runs/kl_c8"}[variant]
   c.model.patch, c.autoregressive.prediction = 1, "v"
   c.autoregressive.head_dim, c.autoregressive.head_depth = 128, 3
+  c.autoregressive.draws, c.data.batch_size, c.train.steps = 2, 32, 1200
   c.sample.head_steps = 50
