@@ -315,7 +315,7 @@ def gan() -> ConfigDict:
   g.loss = "nonsaturating"
   g.weight = 1.0  # of the critic's term, beside the loss that a family has itself
   g.adaptive = False  # scale that term to the gradient of the other
-  g.start = 0  # updates before it counts
+  g.start = 0  # updates before it counts and the critic learns
   g.critic_steps = 1  # updates of the critic, each by a part of the batch
   g.learning_rate = 0.0  # of the critic; 0 for optim.learning_rate
   g.mismatch = 0.0  # share of real pictures with another's text among what is wrong

@@ -36,8 +36,8 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
   The critic minimises `gan.loss` and the penalties of `config.gan`; the generator its
   own loss + w `gan.weight` times its side of `gan.loss`. w is 1, or with `gan.adaptive`
   |grad of its own loss| / (|grad of the critic's term| + 1e-4), at most 1e4, both by
-  the last layer (VQGAN, Esser et al. 2021, arXiv:2012.09841, eq. 7), and it is 0 for
-  `gan.start` updates.
+  the last layer (VQGAN, Esser et al. 2021, arXiv:2012.09841, eq. 7). For `gan.start`
+  updates w is 0, and the critic learns nothing.
 
   A batch is cut into `gan.critic_steps` parts, one an update of the critic; the
   generator is updated by the first. All rows of a batch count.
@@ -138,9 +138,10 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
         "confidence": losses.mean(jnp.sign(loss.sure(real, fake))),
         **penalise(judge, play, keys, count),
       }
-      loss_and_penalty = found + metrics["penalty"]
+      # A critic that learned alone before it counts would be certain from the start.
+      begun = updates_done(state) >= gan.start
       sums = jax.tree.map(jnp.sum, metrics)
-      return jnp.sum(loss_and_penalty), (sums, moved)
+      return begun * jnp.sum(found + metrics["penalty"]), (sums, moved)
 
     grads, (sums, moved) = jax.grad(total, has_aux=True)(before)
     metrics, grads = mean((sums, grads), len(batch["x"]), axis)

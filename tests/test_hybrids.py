@@ -60,6 +60,20 @@ def test_without_weight_a_hybrid_trains_as_its_family(file):
   assert set(hybrid.codecs) == set(own.codecs)
 
 
+def test_a_critic_waits_for_its_start():
+  """As in the published code of VQGAN, where the factor of both its losses is 0."""
+  config = config_of("vqgan", start=1)
+  family = made(config)
+  step, batch = jax.jit(family.step), random_batch(config)
+  states = [jax.jit(family.init)(KEY, batch)]
+  for i in range(2):
+    states.append(step(states[-1], batch, jax.random.key(i))[0])
+  before, waited, begun = (jax.tree.leaves(state.params["critic"]) for state in states)
+  for a, b in zip(before, waited, strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert any((a != b).any() for a, b in zip(waited, begun, strict=True))
+
+
 def test_a_vaes_critic_sees_reconstructions_and_draws_of_the_prior():
   config = config_of("vae_gan")
   own = plain(config)

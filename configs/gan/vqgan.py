@@ -40,7 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
   c.gan.critic, c.gan.loss, c.gan.adaptive = "patch", "hinge", True
   c.gan.weight, c.gan.learning_rate = 0.5 if of_kl else 0.8, 0.0
   if size:
-    # A critic that starts early, or is as fast as the autoencoder, ruins it.
+    # A critic that is early, or as fast as the autoencoder, ruins what it makes.
     c.gan.widths, c.gan.start = (32, 64), c.train.steps // 2
     c.gan.learning_rate = 2e-4
   else:
