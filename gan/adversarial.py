@@ -9,16 +9,16 @@ import functools
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
 from core import checks, ema, optim
 from core.errors import UserError
-from core.family import Batch, Family, Metrics, Play, State, Watch, example_keys
+from core.family import Batch, Family, Metrics, State, Watch, example_keys
 from core.step import count_skipped, keep_if, updates_done
-from gan import augment, losses, penalties
+from gan import critic_step, losses, penalties, rows
 from gan.critic import Critic
-from text.cond import Cond
+from gan.critic_step import weights
 
 WATCHED = {
   "diversity": Watch(
@@ -69,7 +69,7 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
       f"data.batch_size={config.data.batch_size} must be a multiple of twice"
       f" gan.critic_steps={parts}: each update of the critic takes a part, in pairs."
     )
-  check_penalties(gan)
+  penalties.check(gan)
   if gan.mismatch and config.text.encoder == "none":
     raise UserError(
       f"gan.mismatch={gan.mismatch} needs conditions to mix up: set it to 0, or"
@@ -80,8 +80,7 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
     optim.make(config.optim, steps),
     optim.learning_rate(config.optim, steps),
   )
-  rival = critic_optim(config)
-  rival_tx = optim.make(rival, steps * parts)
+  critic_tx, update_critic = critic_step.make(config, objective, critic)
   averages = ema.make(config.optim, config.data.batch_size)
 
   def init(rng: Array, batch: Batch) -> State:
@@ -95,95 +94,10 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
     judging, extra["critic"] = critic.init(other, play, batch["cond"])
     return state.replace(
       params={"generator": params, "critic": judging},
-      opt={"generator": tx.init(params), "critic": rival_tx.init(judging)},
+      opt={"generator": tx.init(params), "critic": critic_tx.init(judging)},
       ema=averages.init({"generator": params}),
       extra=extra,
     )
-
-  def weights(state: State, params: PyTree) -> PyTree:
-    return params, {**state.extra.get("tracked", {}), "updates": updates_done(state)}
-
-  def update_critic(
-    state: State, batch: Batch, rng: Array, axis: str | None, count: Array
-  ) -> tuple[tuple[PyTree, PyTree, PyTree], Metrics]:
-    """(params, opt, extra) of the critic after its update number `count`."""
-    playing, looking = jax.random.split(rng)
-    play = objective.play(
-      weights(state, state.params["generator"]), batch, playing, axis
-    )
-    keys = example_keys(looking, batch["_id"])
-    before, extra = state.params["critic"], state.extra["critic"]
-    cond, strength = batch["cond"], extra["strength"]
-
-    def total(params: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, PyTree]]:
-      ready, moved = critic.ready(params, extra)
-
-      def judge(x: Array, branch: int, cond: Cond = cond) -> Float[Array, "b ..."]:
-        own = jax.vmap(jax.random.fold_in, (0, None))(keys, branch)
-        return critic.judge(ready, x, cond, play, own, strength, axis)
-
-      real, fake = judge(play.reals, 0), judge(play.fakes, 1)
-      found = losses.mean(loss.critic(real, fake))
-      if gan.mismatch:
-        # Reed et al. 2016 (arXiv:1605.05396), algorithm 1: a real picture with the
-        # text of another is as wrong as a fake one.
-        wrong = judge(play.reals, 2, jax.tree.map(neighbours, cond))
-        mismatched = losses.mean(loss.critic(real, wrong))
-        found = (1 - gan.mismatch) * found + gan.mismatch * mismatched
-      metrics = {
-        "critic_loss": found,
-        "critic_accuracy": losses.mean((real > fake).astype(jnp.float32)),
-        "critic_real": losses.mean(real),
-        "critic_fake": losses.mean(fake),
-        "confidence": losses.mean(jnp.sign(loss.sure(real, fake))),
-        **penalise(judge, play, keys, count),
-      }
-      # A critic that learned alone before it counts would be certain from the start.
-      begun = updates_done(state) >= gan.start
-      sums = jax.tree.map(jnp.sum, metrics)
-      return begun * jnp.sum(found + metrics["penalty"]), (sums, moved)
-
-    grads, (sums, moved) = jax.grad(total, has_aux=True)(before)
-    metrics, grads = mean((sums, grads), len(batch["x"]), axis)
-    updates, opt = rival_tx.update(grads, state.opt["critic"], before)
-    confidence = metrics.pop("confidence")
-    if gan.augment in ("ada", "noise"):
-      size = config.data.batch_size // parts
-      moved = moved | {
-        "strength": augment.adjust(
-          strength, confidence, size, gan.augment_target, gan.augment_kimg
-        )
-      }
-    metrics |= {"critic_grad_norm": optax.tree.norm(grads), "strength": strength}
-    return (optax.apply_updates(before, updates), opt, moved), metrics
-
-  def penalise(judge, play: Play, keys: Key[Array, " b"], count: Array) -> Metrics:  # noqa: ANN001
-    """The penalties' sum of each example, at every `gan.penalty_every`-th update."""
-    zero = jnp.zeros(len(keys))
-    if not (gan.r1 or gan.r2 or gan.gradient_penalty):
-      return {"penalty": zero}
-
-    def penalty() -> Float[Array, " b"]:
-      found = zero
-      if gan.r1:
-        real = lambda x: judge(x, 0)  # noqa: E731
-        found += gan.r1 / 2 * penalties.square_gradient(real, play.reals)
-      if gan.r2:
-        fake = lambda x: judge(x, 1)  # noqa: E731
-        found += gan.r2 / 2 * penalties.square_gradient(fake, play.fakes)
-      if gan.gradient_penalty:
-        between = jax.vmap(jax.random.fold_in, (0, None))(keys, 3)
-        found += gan.gradient_penalty * penalties.unit_gradient(
-          lambda x: judge(x, 0), play.reals, play.fakes, between
-        )
-      return found
-
-    every = gan.penalty_every
-    if every == 1:
-      return {"penalty": penalty()}
-    # Lazy (Karras et al. 2020, section 3.1): rarer, and as much stronger.
-    due = count % every == 0
-    return {"penalty": jax.lax.cond(due, lambda: every * penalty(), lambda: zero)}
 
   def update_generator(
     state: State, batch: Batch, rng: Array, axis: str | None
@@ -203,7 +117,7 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
 
       found = loss.generator(judge(play.reals, 0), judge(play.fakes, 1))
       told = losses.mean(found)
-      apart = lambda x: jnp.sum(jnp.abs(x - neighbours(x)))  # noqa: E731
+      apart = lambda x: jnp.sum(jnp.abs(x - rows.neighbours(x)))  # noqa: E731
       sums = {"generator_loss": told, "loss": play.losses, **play.metrics}
       sums = jax.tree.map(jnp.sum, sums)
       sums |= {"apart": apart(play.fakes), "apart_real": apart(play.reals)}
@@ -214,7 +128,9 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
     if gan.adaptive:
       _, back, (sums, rest) = jax.vjp(both, params, has_aux=True)
       one, none = jnp.ones(()), jnp.zeros(())
-      own, told = (mean(back(way)[0], size, axis) for way in ((one, none), (none, one)))
+      own, told = (
+        rows.mean(back(way)[0], size, axis) for way in ((one, none), (none, one))
+      )
       norms = [optax.tree.norm(at(grads, objective.last)) for grads in (own, told)]
       on *= jnp.clip(norms[0] / (norms[1] + 1e-4), 0, 1e4)
       grads = jax.tree.map(lambda a, b: a + on * b, own, told)
@@ -225,8 +141,8 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
         return own + on * told, aux
 
       grads, (sums, rest) = jax.grad(total, has_aux=True)(params)
-      grads = mean(grads, size, axis)
-    metrics = mean(sums, size, axis)
+      grads = rows.mean(grads, size, axis)
+    metrics = rows.mean(sums, size, axis)
     metrics["diversity"] = metrics.pop("apart") / (metrics.pop("apart_real") + 1e-8)
     metrics["loss"] += on * metrics["generator_loss"]
     if gan.adaptive:
@@ -302,40 +218,6 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
     return after, metrics
 
   return family._replace(init=init, step=step, watched=WATCHED)
-
-
-def check_penalties(gan: ConfigDict) -> None:
-  """Raises UserError for a penalty on a critic whose norm mixes the examples."""
-  mixes = gan.critic == "patch" or (gan.critic == "dcgan" and gan.norm)
-  for name in ("r1", "r2", "gradient_penalty"):
-    if gan[name] and mixes:
-      raise UserError(
-        f"gan.{name}={gan[name]} needs the critic's gradient by each picture, but batch"
-        f" norm mixes pictures in gan.critic={gan.critic!r}: set gan.norm to False for"
-        " 'dcgan', or take another critic."
-      )
-
-
-def critic_optim(config: ConfigDict) -> ConfigDict:
-  """`config.optim` for the critic: its own learning rate, and as many more updates.
-
-  Heusel et al. 2017 (arXiv:1706.08500): two time scales.
-  """
-  own = ConfigDict(config.optim.to_dict())
-  own.learning_rate = config.gan.learning_rate or config.optim.learning_rate
-  own.warmup_steps = config.optim.warmup_steps * config.gan.critic_steps
-  return own
-
-
-def neighbours(a: Array) -> Array:
-  """Rows 2i and 2i + 1 swapped: a partner that no cut over devices takes away."""
-  return a.reshape(-1, 2, *a.shape[1:])[:, ::-1].reshape(a.shape)
-
-
-def mean(sums: PyTree, size: int, axis: str | None) -> PyTree:
-  """Sums over `size` rows -> means, over those of all devices."""
-  found = jax.tree.map(lambda a: a / size, sums)
-  return found if axis is None else jax.lax.pmean(found, axis)
 
 
 def at(tree: PyTree, path: tuple[str, ...]) -> PyTree:

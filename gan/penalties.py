@@ -4,10 +4,68 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
+from ml_collections import ConfigDict
+
+from core.errors import UserError
+from core.family import Play
 
 Images = Float[Array, "b h w c"]
 Critic = Callable[[Images], Float[Array, "b ..."]]
+
+
+def check(gan: ConfigDict) -> None:
+  """Raises UserError for a penalty on a critic whose norm mixes the examples."""
+  mixes = gan.critic == "patch" or (gan.critic == "dcgan" and gan.norm)
+  for name in ("r1", "r2", "gradient_penalty"):
+    if gan[name] and mixes:
+      raise UserError(
+        f"gan.{name}={gan[name]} needs the critic's gradient by each picture, but batch"
+        f" norm mixes pictures in gan.critic={gan.critic!r}: set gan.norm to False for"
+        " 'dcgan', or take another critic."
+      )
+
+
+def of_critic(
+  gan: ConfigDict,
+  judge: Callable[[Images, int], Float[Array, "b ..."]],
+  play: Play,
+  keys: Key[Array, " b"],
+  count: Int[Array, ""],
+) -> Float[Array, " b"]:
+  """The penalties' sum of each example, at every `gan.penalty_every`-th update.
+
+  Args:
+    gan: `config.gan`.
+    judge: (pictures, branch of the examples' keys) -> logits.
+    play: the pictures.
+    keys: of the examples.
+    count: updates of the critic before this one.
+  """
+  zero = jnp.zeros(len(keys))
+  if not (gan.r1 or gan.r2 or gan.gradient_penalty):
+    return zero
+
+  def penalty() -> Float[Array, " b"]:
+    found = zero
+    if gan.r1:
+      found += gan.r1 / 2 * square_gradient(lambda x: judge(x, 0), play.reals)
+    if gan.r2:
+      found += gan.r2 / 2 * square_gradient(lambda x: judge(x, 1), play.fakes)
+    if gan.gradient_penalty:
+      between = jax.vmap(jax.random.fold_in, (0, None))(keys, 3)
+      found += gan.gradient_penalty * unit_gradient(
+        lambda x: judge(x, 0), play.reals, play.fakes, between
+      )
+    return found
+
+  every = gan.penalty_every
+  if every == 1:
+    return penalty()
+  # Lazy (Karras et al. 2020, section 3.1): rarer, and as much stronger. At the last
+  # update of a cycle, since logs are taken after round numbers of updates.
+  due = (count + 1) % every == 0
+  return jax.lax.cond(due, lambda: every * penalty(), lambda: zero)
 
 
 def square_gradient(critic: Critic, x: Images) -> Float[Array, " b"]:

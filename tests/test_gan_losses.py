@@ -7,7 +7,7 @@ import pytest
 
 from core.errors import UserError
 from gan import losses, penalties, spectral
-from gan.adversarial import neighbours
+from gan.rows import neighbours
 
 KEY = jax.random.key(0)
 REAL = np.array([-2.0, -0.3, 0.4, 1.7, 3.0])
