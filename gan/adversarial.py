@@ -5,6 +5,7 @@ critic, then one of the generator, which also has the loss that its family gives
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +37,8 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
   The critic minimises `gan.loss` and the penalties of `config.gan`; the generator its
   own loss + w `gan.weight` times its side of `gan.loss`. w is 1, or with `gan.adaptive`
   |grad of its own loss| / (|grad of the critic's term| + 1e-4), at most 1e4, both by
-  the last layer (VQGAN, Esser et al. 2021, arXiv:2012.09841, eq. 7). For `gan.start`
-  updates w is 0, and the critic learns nothing.
+  the last layer (VQGAN, Esser et al. 2021, arXiv:2012.09841, eq. 7, with the bounds of
+  its code). For `gan.start` updates w is 0, and the critic learns nothing.
 
   A batch is cut into `gan.critic_steps` parts, one an update of the critic; the
   generator is updated by the first. All rows of a batch count.
@@ -75,6 +76,8 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
       f"gan.mismatch={gan.mismatch} needs conditions to mix up: set it to 0, or"
       " text.encoder."
     )
+  # With fewer rows the critic's groups are smaller, but so on any number of devices.
+  together = math.gcd(critic.together, config.data.batch_size // parts)
   steps = config.train.steps
   tx, schedule = (
     optim.make(config.optim, steps),
@@ -128,9 +131,8 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
     if gan.adaptive:
       _, back, (sums, rest) = jax.vjp(both, params, has_aux=True)
       one, none = jnp.ones(()), jnp.zeros(())
-      own, told = (
-        rows.mean(back(way)[0], size, axis) for way in ((one, none), (none, one))
-      )
+      ways = ((one, none), (none, one))
+      own, told = (rows.mean(back(way)[0], size, axis) for way in ways)
       norms = [optax.tree.norm(at(grads, objective.last)) for grads in (own, told)]
       on *= jnp.clip(norms[0] / (norms[1] + 1e-4), 0, 1e4)
       grads = jax.tree.map(lambda a, b: a + on * b, own, told)
@@ -153,10 +155,11 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
   def step(
     state: State, batch: Batch, rng: Array, axis: str | None = None
   ) -> tuple[State, Metrics]:
-    if len(batch["x"]) % (2 * parts):
+    if len(batch["x"]) % (together * parts):
       raise UserError(
         f"a device has {len(batch['x'])} rows of data.batch_size, which must be a"
-        f" multiple of twice gan.critic_steps={parts}."
+        f" multiple of {together} times gan.critic_steps={parts}: so many are judged"
+        " together."
       )
     critic_rng, generator_rng, tracking = jax.random.split(rng, 3)
     before, done = state, updates_done(state)

@@ -26,11 +26,13 @@ class Critic(NamedTuple):
   judge: (weights, x, cond, play, keys, strength, axis) -> logits [B, ...] of pictures
     that stand in the place of those of `play`; `strength` in [0, 1] is that of
     augmentation.
+  together: rows in a row that see one another, a multiple of two.
   """
 
   init: Callable[[Array, Play, Cond], tuple[PyTree, PyTree]]
   ready: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
   judge: Callable[..., Float[Array, "b ..."]]
+  together: int = 2
 
 
 def make(config: ConfigDict, noisy: bool = False) -> Critic:
@@ -39,7 +41,8 @@ def make(config: ConfigDict, noisy: bool = False) -> Critic:
   `gan.augment` is what a critic sees of a picture, real or fake alike: itself (none),
   DiffAugment (diff), each transformation of ADA with a probability that adapts (ada),
   or the picture noised to a logsnr that it is told, up to a time that adapts (noise:
-  Diffusion-GAN, Wang et al. 2022, arXiv:2206.02262, eq. 6), by `config.noise`.
+  Diffusion-GAN, Wang et al. 2022, arXiv:2206.02262), by `config.noise`. Times are even
+  from 0 to that; in the paper's code half of the pictures stay without noise.
 
   Args:
     config: the whole config.
@@ -53,6 +56,8 @@ def make(config: ConfigDict, noisy: bool = False) -> Critic:
     raise unknown("gan.augment", gan.augment, AUGMENTS)
   if gan.spectral_norm not in SPECTRAL:
     raise unknown("gan.spectral_norm", gan.spectral_norm, SPECTRAL)
+  if gan.augment == "diff":
+    augment.check_policy(gan.policy)
   blurred = gan.augment == "noise"
   if blurred and noisy:
     raise UserError(
@@ -62,7 +67,7 @@ def make(config: ConfigDict, noisy: bool = False) -> Critic:
   net = networks.critic(config, noisy or blurred)
   normalised = gan.spectral_norm != "none"
   if normalised:
-    spectral.refuse_zeros(gan, "critic")
+    spectral.check_network(gan, "critic")
 
   def init(rng: Array, play: Play, cond: Cond) -> tuple[PyTree, PyTree]:
     own, vectors = jax.random.split(rng)
@@ -104,7 +109,9 @@ def make(config: ConfigDict, noisy: bool = False) -> Critic:
       x = beside(x, play.context)
     return net.apply({"params": weights}, x, cond, logsnr, axis)
 
-  return Critic(init, ready, judge)
+  # The others couple pairs at most, or, by batch norm, all rows of all devices.
+  together = net.net.group if gan.critic == "stylegan2" else 2
+  return Critic(init, ready, judge, together)
 
 
 def beside(

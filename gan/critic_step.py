@@ -15,8 +15,8 @@ from gan import augment, losses, penalties, rows
 from gan.critic import Critic
 from text.cond import Cond
 
-# (state, batch, rng, axis, count) -> (params, opt, extra) of the critic after its update
-# number `count`, and metrics.
+# (state, batch, rng, axis, count) -> (params, opt, extra) of the critic after one more
+# update than `count`, and metrics.
 Update = Callable[..., tuple[tuple[PyTree, PyTree, PyTree], Metrics]]
 
 

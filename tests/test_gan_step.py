@@ -205,7 +205,6 @@ def test_weight_adapts_by_the_last_layer_alone_and_has_a_bound():
 
 def test_critics_term_counts_from_its_start_on():
   config = make_config(loss="wasserstein", start=2, weight=0.5, augment="ada")
-  config.optim.weight_decay = 0.1
   made = make(config)
   states, logged = steps(made, 3)
   for i, metrics in enumerate(logged):
