@@ -90,7 +90,7 @@ RANGES = {
   "gan.start": NATURAL,
   "gan.critic_steps": COUNT,
   "gan.learning_rate": NATURAL,
-  "gan.mismatch": SHARE,
+  "gan.mismatch": DECAY,
   "gan.r1": NATURAL,
   "gan.r2": NATURAL,
   "gan.gradient_penalty": NATURAL,
@@ -216,8 +216,9 @@ def check(config: ConfigDict) -> None:
       "train.snapshot_every needs optim.ema='power', not"
       f" {config.optim.ema!r}; set it to 0."
     )
-  if not config.model.widths:
-    raise UserError("model.widths must be numbers of channels, such as (64, 128).")
+  for part in ("model", "gan"):
+    if part in config and not config[part].widths:
+      raise UserError(f"{part}.widths must be numbers of channels, such as (64, 128).")
   for part in ("model", "text"):
     dim, heads = config[part].dim, config[part].heads
     if dim % heads:

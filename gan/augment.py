@@ -19,13 +19,8 @@ def diff_augment(
 
   Zhao et al. 2020 (arXiv:2006.10738), section 4. Saturation is left out unless there
   are three channels.
-
-  Raises:
-    UserError: another name.
   """
   for i, name in enumerate(policy):
-    if name not in POLICIES:
-      raise unknown("gan.policy", name, POLICIES)
     own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
     x = jax.vmap(POLICIES[name])(own, x)
   return x
@@ -73,6 +68,13 @@ def _cutout(key: Key[Array, ""], x: Float[Array, "h w c"]) -> Float[Array, "h w 
 POLICIES = {"color": _color, "translation": _translation, "cutout": _cutout}
 
 
+def check_policy(policy: tuple[str, ...]) -> None:
+  """Raises UserError for a name that `diff_augment` does not know."""
+  for name in policy:
+    if name not in POLICIES:
+      raise unknown("gan.policy", name, POLICIES)
+
+
 def adaptive(
   keys: Key[Array, " b"], x: Float[Array, "b h w c"], p: Float[Array, ""]
 ) -> Float[Array, "b h w c"]:
@@ -102,8 +104,8 @@ def adjust(
   """p + sign(r - target) batch_size / (1000 kimg), in [0, 1].
 
   r = E[sign D(real)] tells how much the critic overfits (arXiv:2006.06676, eq. 1; of
-  losses whose logits have no level, D(real) - D(fake), as R3GAN's code has it), and p
-  can go from 0 to 1 in `kimg` thousand pictures.
+  losses whose logits have no level, D(real) - D(fake)), and p can go from 0 to 1 in
+  `kimg` thousand pictures. The paper averages r over four updates.
   """
   step = jnp.sign(sign_mean - target) * (batch_size / (1000 * kimg))
   return jnp.clip(p + step, 0, 1)

@@ -28,7 +28,7 @@ from core.family import (
   example_keys,
   sample_keys,
 )
-from gan import critic
+from gan import critic, spectral
 from gan.adversarial import adversarial
 from nets import build
 from nets.layers import Dense
@@ -90,6 +90,8 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   checks.refuse(config, "text", drop=0.0)
   checks.refuse(config, "model", dropout=0.0)
   checks.refuse(config, "gan", adaptive=False, start=0, path_length=0.0)
+  checks.refuse(config, "sample", truncation=0.0)
+  spectral.refuse_both(config)
   schedule = noise.make(config.noise)
   if total < 1 or schedule.scaling != "vp":
     raise UserError(

@@ -25,7 +25,7 @@ from core.family import (
   example_keys,
   sample_keys,
 )
-from gan import critic
+from gan import critic, spectral
 from gan.adversarial import adversarial
 from text.cond import Cond
 
@@ -66,6 +66,8 @@ def make(config: ConfigDict, spec: Spec, teacher: PyTree = None) -> Family:
   checks.refuse(config, "text", drop=0.0)
   checks.refuse(config, "model", dropout=0.0)
   checks.refuse(config, "gan", adaptive=False, path_length=0.0)
+  checks.refuse(config, "sample", truncation=0.0)
+  spectral.refuse_both(config)
   if own.guidance != 1 and config.text.encoder == "none":
     raise UserError(
       f"distil.guidance={own.guidance} needs a teacher with a condition: set it to 1."

@@ -9,10 +9,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from core import family
+from core import checks, family
 from core.errors import UserError
 from core.family import Family, Spec
-from gan import critic
+from gan import critic, spectral
 from gan.adversarial import adversarial
 
 
@@ -28,6 +28,8 @@ def make(config: ConfigDict, spec: Spec, **parts: Any) -> Family:
       f"gan.family={name!r} has a critic of its own: name another family, such as"
       " vae.vae, or set family to it."
     )
+  checks.refuse(config, "gan", path_length=0.0)
+  spectral.refuse_both(config)
   own = ConfigDict(config.to_dict())
   own.family = name
   return adversarial(own, family.make(own, spec, **parts), critic.make(own))

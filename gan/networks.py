@@ -77,6 +77,7 @@ def generator(config: ConfigDict, spec: Spec) -> Generator:
     UserError: it is unknown, or does not fit the picture.
   """
   gan, model = config.gan, config.model
+  check_init(gan)
   common = {"shape": spec.shape, "widths": tuple(model.widths)}
   common["dtype"] = build.dtype(model)
   match gan.generator:
@@ -100,6 +101,12 @@ def generator(config: ConfigDict, spec: Spec) -> Generator:
   return Generator(encoders.make(config.text, common["dtype"]), net)
 
 
+def check_init(gan: ConfigDict) -> None:
+  """Raises UserError for a `gan.init` that no network knows."""
+  if gan.init not in resnet_gan.INITS:
+    raise unknown("gan.init", gan.init, resnet_gan.INITS)
+
+
 def critic(config: ConfigDict, noisy: bool) -> Critic:
   """The critic of `gan.critic`, as wide as `gan.widths`; told a logsnr if `noisy`.
 
@@ -107,6 +114,7 @@ def critic(config: ConfigDict, noisy: bool) -> Critic:
     UserError: it is unknown.
   """
   gan, dtype = config.gan, build.dtype(config.model)
+  check_init(gan)
   common = {"widths": tuple(gan.widths), "dtype": dtype}
   match gan.critic:
     case "dcgan":

@@ -16,12 +16,28 @@ Vectors = dict[str, Float[Array, " o"]]  # path of a kernel -> its singular vect
 NAMES = ("kernel", "embedding")
 
 
-def refuse_zeros(gan: ConfigDict, field: str) -> None:
-  """Raises UserError for a network with kernels that start at zero: 0 / 0."""
-  if gan[field] == "r3gan":
+# What a network does with its kernels that the norm does not go with.
+UNFIT = {
+  "r3gan": "has kernels that start at zero",  # 0 / 0
+  "stylegan2": "scales them again where it uses them",
+}
+
+
+def check_network(gan: ConfigDict, field: str) -> None:
+  """Raises UserError for a network whose layers would not have norm 1."""
+  if gan[field] in UNFIT:
     raise UserError(
-      f"gan.spectral_norm={gan.spectral_norm!r} divides by a kernel's norm, but"
-      f" gan.{field}='r3gan' has kernels that start at zero: set it to 'none'."
+      f"gan.spectral_norm={gan.spectral_norm!r} divides kernels by their norm, but"
+      f" gan.{field}={gan[field]!r} {UNFIT[gan[field]]}: set it to 'none'."
+    )
+
+
+def refuse_both(config: ConfigDict) -> None:
+  """Raises UserError for the norm in a generator that does not read it."""
+  if config.gan.spectral_norm == "both":
+    raise UserError(
+      f"gan.spectral_norm='both' is of gan.gan alone, not of {config.family}: set it to"
+      " 'critic'."
     )
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
+from core.errors import UserError
 from nets.batch_norm import BatchNorm
 from nets.layers import Dense
 from nets.projection import project
@@ -92,6 +93,11 @@ class Generator(nn.Module):
     height, width = height >> doublings, width >> doublings
     vecs = [vec] * doublings
     if self.chunks:
+      if z.shape[-1] <= doublings:
+        raise UserError(
+          f"gan.latent_dim={z.shape[-1]} must be {doublings + 1} or more, so that"
+          " gan.chunks gives each block a part."
+        )
       z, *parts = jnp.array_split(z, doublings + 1, axis=-1)
       vecs = [
         part if vec is None else jnp.concatenate([vec, part], -1) for part in parts

@@ -64,7 +64,7 @@ def test_an_empty_policy_does_nothing():
 
 def test_unknown_policy():
   with pytest.raises(UserError, match="did you mean 'cutout'"):
-    diff_augment(keys(), pictures(), ("cut_out",))
+    augment.check_policy(("color", "cut_out"))
 
 
 def test_color_by_hand():

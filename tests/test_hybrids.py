@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from core import family as families
+from core import noise
 from core.errors import UserError
 from core.family import Spec
+from gan import ddgan
 from tests.runs import load_config, random_batch
 
 KEY = jax.random.key(0)
@@ -113,6 +115,9 @@ def test_a_flows_critic_sees_draws():
     ("flow_gan", {"adaptive": True}, "gan.adaptive"),
     ("ddgan", {"path_length": 1.0}, "gan.path_length"),
     ("ddgan", {"augment": "noise"}, "noises pictures already"),
+    ("ddgan", {"spectral_norm": "both"}, "is of gan.gan alone, not of gan.ddgan"),
+    ("vae_gan", {"spectral_norm": "both"}, "is of gan.gan alone, not of gan.hybrid"),
+    ("vae_gan", {"path_length": 1.0}, "no use for gan.path_length"),
   ],
 )
 def test_settings_refused(file, fields, message):
@@ -147,3 +152,54 @@ def test_denoising_diffusion_gan_draws_in_so_many_steps(steps):
   if steps == 1:  # the step ends at the clean picture
     np.testing.assert_allclose(played.reals, batch["x"], atol=1e-6)
     assert np.abs(played.fakes).max() <= 1
+
+
+def test_sampling_that_it_does_not_do_is_refused():
+  config = config_of("ddgan")
+  config.sample.truncation = 0.5
+  with pytest.raises(UserError, match="no use for sample.truncation"):
+    made(config)
+
+
+class Known:
+  """A generator that can be done by hand."""
+
+  def init(self, rng, *args):
+    return {"params": {}}
+
+  def apply(self, variables, x_t, z, logsnr, cond):
+    return jnp.tanh(x_t / 2 + (z.mean(-1) + logsnr / 10)[:, None, None, None])
+
+
+def test_what_denoising_diffusion_gan_shows_its_critic_by_hand(monkeypatch):
+  """Ho et al. 2020, eq. 2, 4 and 7, of four steps of 250 of the 1000 betas each."""
+  monkeypatch.setattr(ddgan, "Generator", lambda *args: Known())
+  config = config_of("ddgan")
+  config.data.batch_size = 32
+  model, batch = made(config), random_batch(config)
+  played = jax.jit(lambda b: model.objective.play(({}, {}), b, KEY, None))(batch)
+  shape = batch["x"].shape[1:]
+  keys = families.example_keys(KEY, jnp.asarray(batch["_id"]))
+  times, first, second, draws, last = jax.vmap(
+    lambda key: jax.random.split(key, 5), out_axes=1
+  )(keys)
+  i = np.array([int(jax.random.randint(key, (), 1, 5)) for key in times])
+  assert set(i) == {1, 2, 3, 4}
+  product = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+  kept = np.append(1, product[249::250])
+  column = lambda a: np.asarray(a)[:, None, None, None]  # noqa: E731
+  now, before = column(kept[i]), column(kept[i - 1])
+  beta = 1 - now / before
+  normal = lambda keys: np.asarray(noise.normals(keys, shape))  # noqa: E731
+  x_s = np.sqrt(before) * batch["x"] + np.sqrt(1 - before) * normal(first)
+  x_t = np.sqrt(1 - beta) * x_s + np.sqrt(beta) * normal(second)
+  logsnr = np.log(kept[i] / (1 - kept[i]))
+  z = noise.normals(draws, (config.gan.latent_dim,))
+  x = np.asarray(Known().apply({}, x_t, z, logsnr, None))
+  mean = np.sqrt(before) * beta * x + np.sqrt(1 - beta) * (1 - before) * x_t
+  spread = np.sqrt((1 - before) / (1 - now) * beta)
+  fakes = mean / (1 - now) + spread * normal(last)
+  np.testing.assert_allclose(played.reals, x_s, atol=2e-4)
+  np.testing.assert_allclose(played.context, x_t, atol=2e-4)
+  np.testing.assert_allclose(played.logsnr, logsnr, rtol=1e-3, atol=1e-3)
+  np.testing.assert_allclose(played.fakes, fakes, atol=5e-4)
