@@ -58,7 +58,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   limit = 0.0 if styled else config.sample.truncation
   normalised = gan.spectral_norm == "both"
   if normalised:
-    spectral.refuse_zeros(gan, "generator")
+    spectral.check_network(gan, "generator")
 
   def noise(keys: Key[Array, " n"], limit: float = 0.0) -> Float[Array, "n k"]:
     shape = (gan.latent_dim,)
@@ -134,7 +134,8 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     penalty = gan.path_every * gan.path_length * (found - tracked["path"]) ** 2
     return (
       jnp.where(due, penalty, 0),
-      {"path_length": found},
+      # Their mean: of one step it would be 0 but for each `path_every`-th.
+      {"path_length": jnp.full(len(keys), tracked["path"])},
       jnp.where(due, jnp.mean(found), -1.0),
     )
 

@@ -36,8 +36,7 @@ class Generator(nn.Module):
   to the doubled picture of the one before is the output, without bounds.
 
   In training a part of the pictures, `mixing`, have the w of two z, the second from a
-  random layer on. Otherwise w moves towards its running mean if `truncation` is set:
-  mean + truncation (w - mean).
+  random layer on, and w has a running mean, which the truncation of drawing needs.
 
   Attributes:
     shape: [h, w, c] of the picture.
@@ -46,7 +45,6 @@ class Generator(nn.Module):
     dim: of w.
     layers: of the mapping.
     mixing: how often two styles are mixed.
-    truncation: psi, or 0 for none.
     dtype: type of the computation; parameters and output are float32.
   """
 
@@ -55,7 +53,6 @@ class Generator(nn.Module):
   dim: int = 512
   layers: int = 8
   mixing: float = 0.9
-  truncation: float = 0.0
   dtype: DTypeLike = jnp.float32
 
   def setup(self) -> None:
@@ -79,7 +76,7 @@ class Generator(nn.Module):
   def mapping(
     self, z: Float[Array, "b k"], vec: Float[Array, "b e"] | None = None
   ) -> Float[Array, "b {self.dim}"]:
-    """w, as it is before truncation."""
+    """w of z and the condition."""
     return self.mapper(z, vec)
 
   def synthesis(
@@ -115,8 +112,6 @@ class Generator(nn.Module):
     one = self.mapping(z, vec)
     if training:
       self._track(one, axis)
-    elif self.truncation:
-      one = self.mean.value + self.truncation * (one - self.mean.value)
     w = jnp.broadcast_to(one[:, None], (len(z), self.styles, self.dim))
     if keys is not None:
       mix, keys = jax.vmap(jax.random.split, out_axes=1)(keys)

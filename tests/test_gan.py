@@ -39,7 +39,7 @@ def allowed(networks: str, penalty: str) -> bool:
   if penalty == "path_length":
     return networks == "stylegan2"
   if penalty.startswith("spectral_norm"):
-    return networks != "r3gan"
+    return networks not in ("r3gan", "stylegan2")
   return networks not in MIXES or penalty == "none"
 
 
@@ -120,6 +120,8 @@ def test_a_step_of_every_combination(networks, penalty, monkeypatch, subtests):
     ({"gan.generator": "resnt"}, "did you mean 'resnet'"),
     ({"gan.critic": "dcgn"}, "did you mean 'dcgan'"),
     ({"gan.augment": "adda"}, "did you mean 'ada'"),
+    ({"gan.augment": "diff", "gan.policy": ("colour",)}, "did you mean 'color'"),
+    ({"gan.init": "orthogonol"}, "did you mean 'orthogonal'"),
     ({"gan.spectral_norm": "bothe"}, "did you mean 'both'"),
     (
       {"gan.critic": "r3gan", "gan.spectral_norm": "critic"},
@@ -128,6 +130,10 @@ def test_a_step_of_every_combination(networks, penalty, monkeypatch, subtests):
     (
       {"gan.generator": "r3gan", "gan.spectral_norm": "both"},
       "gan.generator='r3gan' has kernels",
+    ),
+    (
+      {"gan.critic": "stylegan2", "gan.spectral_norm": "critic"},
+      "gan.critic='stylegan2' scales them again",
     ),
     ({"gan.mismatch": 0.5}, "needs conditions to mix up"),
     ({"gan.adaptive": True}, "gan.adaptive"),
@@ -155,20 +161,41 @@ def test_refusals_of_latents():
         make_family(config, spec)
 
 
-def test_an_unknown_augmentation_is_refused_when_training_starts():
-  config = make_config(augment="diff", policy=("colour",))
+@pytest.mark.parametrize(
+  ("critic", "rows", "words"),
+  [
+    ("resnet", 3, "a multiple of 2 times"),
+    ("resnet", 2, ""),
+    ("stylegan2", 2, "a multiple of 4 times"),
+    ("stylegan2", 4, ""),
+  ],
+)
+def test_rows_that_are_judged_together_must_be_on_one_device(critic, rows, words):
+  config = make_config(critic=critic)
   family, batch = make(config), random_batch(config)
   state = jax.eval_shape(family.init, KEY, batch)
-  with pytest.raises(UserError, match="did you mean 'color'"):
-    jax.eval_shape(family.step, state, batch, KEY)
+  part = jax.tree.map(lambda a: a[:rows], batch)
+  if not words:
+    jax.eval_shape(family.step, state, part, KEY)
+    return
+  with pytest.raises(UserError, match=f"a device has {rows} rows.*{words}"):
+    jax.eval_shape(family.step, state, part, KEY)
 
 
-def test_rows_that_a_device_cannot_pair_are_refused():
-  config = make_config()
+def test_groups_that_the_whole_batch_lacks_are_not_asked_of_a_device():
+  config = make_config(critic="stylegan2")
+  config.data.batch_size = 6
   family, batch = make(config), random_batch(config)
   state = jax.eval_shape(family.init, KEY, batch)
-  with pytest.raises(UserError, match="a device has 3 rows"):
-    jax.eval_shape(family.step, state, jax.tree.map(lambda a: a[:3], batch), KEY)
+  part = jax.tree.map(lambda a: a[:2], batch)
+  jax.eval_shape(family.step, state, part, KEY)
+
+
+def test_noise_that_is_too_short_for_its_parts_is_refused():
+  config = make_config(generator="resnet", critic="resnet", chunks=True, latent_dim=1)
+  family, batch = make(config), random_batch(config)
+  with pytest.raises(UserError, match="gan.latent_dim=1 must be 2 or more"):
+    jax.eval_shape(family.init, KEY, batch)
 
 
 def test_pictures_that_are_noised_already_are_not_noised_again():

@@ -152,8 +152,8 @@ def test_minibatch_std_by_hand():
 
 
 @functools.cache
-def generator(truncation=0.0):
-  return Generator((8, 8, 3), (6, 8), 10, 2, truncation=truncation)
+def generator():
+  return Generator((8, 8, 3), (6, 8), 10, 2)
 
 
 @functools.cache
@@ -165,10 +165,8 @@ def variables():
 
 
 @functools.cache
-def drawn(truncation=0.0, training=False):
-  return jax.jit(
-    functools.partial(generator(truncation).apply, training=training),
-  )
+def drawn(training=False):
+  return jax.jit(functools.partial(generator().apply, training=training))
 
 
 def keys(n, seed=1):
@@ -206,24 +204,6 @@ def test_mapping_then_synthesis():
   np.testing.assert_allclose(y, drawn()(variables(), z, vec), atol=1e-5)
 
 
-def test_truncation():
-  z, vec = normal(3, 4, 5), normal(4, 4, 3)
-  mean = {"w": normal(6, 10)}
-  given = {**variables(), "batch_stats": mean}
-  y = drawn()(given, z, vec)
-  np.testing.assert_allclose(drawn(1.0)(given, z, vec), y, atol=1e-4)
-  # All of the way, every picture is that of the mean.
-  w = jnp.broadcast_to(mean["w"], (1, generator().styles, 10))
-  want = generator().apply(given, w, method="synthesis")
-  np.testing.assert_allclose(
-    drawn(1e-9)(given, z, vec), want.repeat(4, 0), rtol=1e-4, atol=1e-4
-  )
-  half = generator().apply(given, z, vec, method="mapping") / 2 + mean["w"] / 2
-  w = jnp.repeat(half[:, None], generator().styles, axis=1)
-  want = generator().apply(given, w, method="synthesis")
-  np.testing.assert_allclose(drawn(0.5)(given, z, vec), want, rtol=1e-4, atol=1e-4)
-
-
 def test_mean_of_w_follows_the_batch():
   z, vec = normal(3, 4, 5), normal(4, 4, 3)
   mean = normal(6, 10)
@@ -249,11 +229,11 @@ def test_styles_are_mixed_in_training_by_the_examples_key():
   silent = jax.tree.map(lambda p: p * (p.ndim > 0), variables()["params"])
   given = {**variables(), "params": silent}
   plain = drawn()(given, z, vec, keys(n))
-  y = drawn(0.0, True)(given, z, vec, keys(n))
+  y = drawn(True)(given, z, vec, keys(n))
   changed = np.abs(y - plain).max((1, 2, 3)) > 1e-4
   assert 0.7 < changed.mean() < 1
   # Half the batch gives half of the pictures; the order of rows does not count.
-  part = drawn(0.0, True)(given, z[::2], vec[::2], keys(n)[::2])
+  part = drawn(True)(given, z[::2], vec[::2], keys(n)[::2])
   np.testing.assert_allclose(part, y[::2], rtol=1e-4, atol=1e-4)
 
 
