@@ -3,7 +3,8 @@
 The default is the paper's CIFAR-10 model: four steps, U-Net of 128 channels, R1 of 0.05
 at every 15th update, Adam at 1.6e-4 and 1.25e-4 with betas 0.5 and 0.9, batches of 256,
 400,000 updates: FID 3.75 (table 2); `noise.timesteps` 1 has 14.6, and no z 20.6.
-Differences: this code's U-Net and residual critic, no cosine of the rates.
+Differences: this code's U-Net and residual critic, no cosine of the rates, and R1 at
+every 15th update is 15 times as strong, which the paper's code leaves out.
 
 Variants:
   :fashion_mnist  class to 32x32 grey pictures, in tens of minutes on two CPU cores.

@@ -2,8 +2,10 @@
 
 The default is its CIFAR-10 model (config E, with classes) at a fixed rate: a
 relativistic loss with R1 and R2, residual blocks without norms: FID 1.96. Differences:
-the paper's learning rate, beta_2, penalties, EMA and augmentation change over training
-by a cosine; here they stay as they are at its end.
+the paper's learning rate, beta_2, penalties and EMA change over training by a cosine;
+here they stay, the penalties as they are at its start (0.05, which fall to 0.005), the
+others as they are at its end. Its probability of augmentation rises to 0.55; here it
+adapts, so that the share of pairs told apart, less that of the others, is 0.55.
 
 Variants:
   :fashion_mnist  class to 32x32 grey pictures, in minutes on two CPU cores.
