@@ -1,10 +1,9 @@
 """VQGAN (Esser et al. 2021, arXiv:2012.09841): a VQ-VAE with a patch critic.
 
 The autoencoder of configs/vae/vq.py, hinge losses and the adaptive weight of the
-paper's eq. 7 times 0.8, after a start in which the critic has no say. Rombach et al.
-2022, table 8, VQ at f = 8 with 16,384 codes of 4 numbers: reconstruction FID 1.14 on
-ImageNet after training on OpenImages. Difference: in that start the critic learns; the
-paper's code leaves it as it is.
+paper's eq. 7 times 0.8, after a start without a critic. Rombach et al. 2022, table 8,
+VQ at f = 8 with 16,384 codes of 4 numbers: reconstruction FID 1.14 on ImageNet after
+training on OpenImages.
 
 Variants:
   :kl             the KL autoencoder of configs/vae/kl.py, weight 0.5: FID 0.90.
