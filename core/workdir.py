@@ -24,6 +24,8 @@ FREE = (
   "data.dir",
   "model.remat",
   "model.scan",
+  "flow.draws",
+  "vae.iwae_samples",
   "optim.microbatches",
 )
 

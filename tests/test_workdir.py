@@ -12,7 +12,7 @@ from core.checkpoint import Checkpoints, abstract_like
 from core.errors import UserError
 from core.family import Watch
 from core.log import Log
-from core.workdir import open_workdir, write_atomic, written
+from core.workdir import open_workdir, reopen_workdir, write_atomic, written
 from tests.runs import load_config
 
 CONFIG = load_config("configs/quickstart.py")
@@ -46,6 +46,16 @@ def test_the_same_folder_of_pictures_by_another_spelling(tmp_path: Path) -> None
   config.data.path = "others"
   with pytest.raises(UserError, match=r"data\.path"):
     open_workdir(str(tmp_path), config)
+
+
+def test_how_often_a_bound_draws_may_change(tmp_path: Path) -> None:
+  config = load_config("configs/flows/glow.py")
+  open_workdir(str(tmp_path), config)
+  config.flow.draws = 64
+  reopen_workdir(str(tmp_path), config)
+  config.flow.bins += 1
+  with pytest.raises(UserError, match=r"flow\.bins"):
+    reopen_workdir(str(tmp_path), config)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
