@@ -71,12 +71,8 @@ def editor(
       pictures and one prompt.
   """
   between = config.sample.edit == "interpolate"
-  if between and (len(images) != 2 or len(prompts) != 1):
-    raise UserError(
-      f"sample.edit='interpolate' needs two --image and one --prompt, not {len(images)}"
-      f" and {len(prompts)}."
-    )
   if between:
+    check_between(len(images), len(prompts))
     each += -each % run.mesh.size
     images = images[[0] * (each - 1) + [1]]
   elif len(prompts) == 1:
@@ -93,6 +89,13 @@ def editor(
   given = Given(rows, np.broadcast_to(mask, (size, *mask.shape)))
   draw = sample.batch_sampler(config, family, run, size, given=given)
   return lambda state: draw(state, 0, captions, labels)
+
+
+def check_between(images: int, prompts: int) -> None:
+  """Raises UserError unless there are two pictures and one prompt, to interpolate."""
+  for name, count, wanted in (("--image", images, 2), ("--prompt", prompts, 1)):
+    if count != wanted:
+      raise UserError(f"sample.edit='interpolate' needs {wanted} {name}, not {count}.")
 
 
 def names(

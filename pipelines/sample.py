@@ -71,11 +71,13 @@ def batch_sampler(
       f"sample.negative_prompt={negative!r} is what guidance leads away from: set"
       " sample.guidance_scale above 1, and sample.guide to ''."
     )
-  if given is not None and config.sample.edit not in family.edits:
-    raise unknown("sample.edit", config.sample.edit, family.edits)
   codec = build.codec(config)
   if codec and given is not None:
     raise UserError("--image is for generators of pixels; data.codec gives latents.")
+  if given is not None and not family.edits:
+    raise UserError(f"{config.family} does nothing with pictures: leave --image out.")
+  if given is not None and config.sample.edit not in family.edits:
+    raise unknown("sample.edit", config.sample.edit, family.edits)
 
   def compute(
     state: State, first: jax.Array, cond: Cond, decoder: State | None

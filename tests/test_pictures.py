@@ -123,3 +123,13 @@ def test_what_is_made_of_one_picture_leaves_that_of_another(tmp_path):
   assert pairs == ["reconstruct a coat", "reconstruct a bag"]
   config.sample.edit = "interpolate"
   assert given.names(config, ["bag"], ["a.png", "b.png"]) == ["interpolate a b bag"]
+
+
+@pytest.mark.parametrize(
+  ("images", "prompts", "message"),
+  [(1, 1, "needs 2 --image, not 1"), (2, 3, "needs 1 --prompt, not 3")],
+)
+def test_an_interpolation_is_between_two_pictures(images, prompts, message):
+  given.check_between(2, 1)
+  with pytest.raises(UserError, match=message):
+    given.check_between(images, prompts)
