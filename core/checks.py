@@ -31,7 +31,7 @@ def check_edit(config: ConfigDict, edits: Iterable[str]) -> None:
 def refuse(config: ConfigDict, part: str, **off: object) -> None:
   """Raises UserError if a field of a part is not `off`: it would be ignored."""
   for field, value in off.items():
-    found = config[part][field]
+    found = getattr(getattr(config, part), field)
     if found != value:
       raise UserError(
         f"{config.family} has no use for {part}.{field}={found!r}: set it to {value!r}."

@@ -177,10 +177,11 @@ class Family(NamedTuple):
   denoiser: Denoiser | None = None
 
 
-def make(config: ConfigDict, spec: Spec, **parts: Any) -> Family:
+def make(config: ConfigDict, spec: Spec, field: str = "family", **parts: Any) -> Family:
   """The family named by `config.family`, e.g. 'diffusion.ddpm'.
 
-  `parts` are what else its module's `make` takes, such as a guide.
+  `field` is where the user named it; `parts` are what else its module's `make` takes,
+  such as a guide.
 
   Raises:
     UserError: there is no such module, it has no `make`, or the config lacks a field,
@@ -195,7 +196,7 @@ def make(config: ConfigDict, spec: Spec, **parts: Any) -> Family:
     module = None
   if not hasattr(module, "make"):
     raise UserError(
-      f"family={config.family!r} is not a family: name a module that has make(config,"
+      f"{field}={config.family!r} is not a family: name a module that has make(config,"
       " spec), such as diffusion.ddpm."
     )
   try:

@@ -65,7 +65,7 @@ def make(config: ConfigDict, spec: Spec, teacher: PyTree = None) -> Family:
   checks.refuse_guidance(config)
   checks.refuse(config, "text", drop=0.0)
   checks.refuse(config, "model", dropout=0.0)
-  checks.refuse(config, "gan", adaptive=False, path_length=0.0)
+  checks.refuse(config, "gan", generator="dcgan", adaptive=False, path_length=0.0)
   checks.refuse(config, "sample", truncation=0.0)
   spectral.refuse_both(config)
   if own.guidance != 1 and config.text.encoder == "none":
@@ -159,7 +159,7 @@ def denoiser_of(config: ConfigDict, spec: Spec) -> Denoiser:
   """
   theirs = ConfigDict(config.to_dict())
   theirs.family = config.gan.family
-  found = family.make(theirs, spec).denoiser
+  found = family.make(theirs, spec, "gan.family").denoiser
   if found is None:
     raise UserError(
       f"gan.family={theirs.family!r} cannot be distilled: name a diffusion, such as"

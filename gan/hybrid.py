@@ -28,8 +28,9 @@ def make(config: ConfigDict, spec: Spec, **parts: Any) -> Family:
       f"gan.family={name!r} has a critic of its own: name another family, such as"
       " vae.vae, or set family to it."
     )
-  checks.refuse(config, "gan", path_length=0.0)
+  checks.refuse(config, "gan", generator="dcgan", path_length=0.0)
   spectral.refuse_both(config)
   own = ConfigDict(config.to_dict())
   own.family = name
-  return adversarial(own, family.make(own, spec, **parts), critic.make(own))
+  found = family.make(own, spec, "gan.family", **parts)
+  return adversarial(own, found, critic.make(own))

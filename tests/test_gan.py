@@ -8,9 +8,10 @@ import pytest
 
 from core import parallel
 from core.errors import UserError
-from core.family import Spec
+from core.family import Given, Spec
 from core.family import make as make_family
 from gan import critic, losses
+from pipelines import sample
 from tests.runs import largest_difference, load_config, random_batch
 
 KEY = jax.random.key(0)
@@ -135,6 +136,7 @@ def test_a_step_of_every_combination(networks, penalty, monkeypatch, subtests):
       {"gan.critic": "stylegan2", "gan.spectral_norm": "critic"},
       "gan.critic='stylegan2' scales them again",
     ),
+    ({"gan.family": "vae.vae"}, "no use for gan.family='vae.vae'"),
     ({"gan.mismatch": 0.5}, "needs conditions to mix up"),
     ({"gan.adaptive": True}, "gan.adaptive"),
     ({"gan.start": 10}, "gan.start"),
@@ -196,6 +198,13 @@ def test_noise_that_is_too_short_for_its_parts_is_refused():
   family, batch = make(config), random_batch(config)
   with pytest.raises(UserError, match="gan.latent_dim=1 must be 2 or more"):
     jax.eval_shape(family.init, KEY, batch)
+
+
+def test_pictures_are_given_in_vain():
+  config = make_config()
+  run, rows = parallel.make(config.parallel), Given(*np.zeros((2, 1, 4, 4, 3)))
+  with pytest.raises(UserError, match=r"gan\.gan does nothing with pictures"):
+    sample.batch_sampler(config, make(config), run, 1, given=rows)
 
 
 def test_pictures_that_are_noised_already_are_not_noised_again():
