@@ -36,6 +36,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     UserError: settings that are unknown or do not fit the picture.
   """
   checks.refuse(config, "flow", coupling="affine", mixing="conv_1x1")
+  checks.refuse(config, "model", remat=False)
   check(config, spec)
   return likelihood.family(
     config,

@@ -28,6 +28,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     UserError: settings that are unknown or do not fit the picture.
   """
   checks.refuse(config, "flow", mixing="conv_1x1")
+  likelihood.refuse_regularisers(config)
   check_patches(spec, config.model.patch)
   return likelihood.family(
     config,

@@ -247,6 +247,11 @@ def shown(x: Image, spec: Spec) -> Image:
   return jnp.clip(x, -1, 1) if spec.pixels else x
 
 
+def refuse_regularisers(config: ConfigDict) -> None:
+  """Raises UserError for FFJORD's penalties, which couplings do not have."""
+  checks.refuse(config, "flow", kinetic_weight=0.0, jacobian_weight=0.0)
+
+
 def check_halving(spec: Spec, halvings: int) -> None:
   """Raises UserError if the sides cannot be halved so often."""
   height, width, _ = spec.shape

@@ -22,6 +22,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   Raises:
     UserError: settings that are unknown or do not fit the picture.
   """
+  likelihood.refuse_regularisers(config)
   likelihood.check_halving(spec, config.flow.levels)
   return likelihood.family(
     config,

@@ -24,6 +24,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     UserError: settings that are unknown or do not fit the picture.
   """
   checks.refuse(config, "flow", mixing="conv_1x1")
+  likelihood.refuse_regularisers(config)
   likelihood.check_halving(spec, max(1, config.flow.levels - 1))
   return likelihood.family(
     config,

@@ -208,6 +208,7 @@ def test_guidance_leads_away_from_the_null_condition(glow):
     ({"flow__levels": 4}, "cannot be halved 4 times"),
     ({"sample__edit": "inpaint"}, "sample.edit='inpaint' is unknown"),
     ({"model__dropout": 0.1}, "has no use for model.dropout"),
+    ({"flow__kinetic_weight": 0.1}, "has no use for flow.kinetic_weight"),
     (
       {"text__encoder": "label", "text__classes": 2, "sample__guidance_scale": 2.0},
       "needs a model that was trained without",

@@ -55,6 +55,8 @@ def test_a_range_reads_as_it_is() -> None:
   [
     ("data.languages", (), "at least one language"),
     ("model.dim", 30, r"model\.dim=30 must be a multiple of model\.heads=4"),
+    ("model.widths", (), r"model\.widths must be numbers of channels"),
+    ("gan.widths", (), r"gan\.widths must be numbers of channels"),
     ("text.heads", 3, r"text\.dim=128 must be a multiple of text\.heads=3"),
     ("optim.ema_std", (0.05,), "two or more different lengths"),
     ("optim.ema_std", (0.1, 0.1), "two or more different lengths"),
@@ -69,6 +71,7 @@ def test_a_range_reads_as_it_is() -> None:
 )
 def test_what_does_not_fit(field: str, value: object, words: str) -> None:
   config = ddpm.get_config()
+  config.gan = base.gan()
   config.update_from_flattened_dict({field: value})
   with pytest.raises(UserError, match=words):
     limits.check(config)
