@@ -158,7 +158,7 @@ def denoiser_of(config: ConfigDict, spec: Spec) -> Denoiser:
       diffusion with a fixed schedule.
   """
   theirs = ConfigDict(config.to_dict())
-  theirs.family = config.gan.family
+  theirs.family, theirs.gan.family = config.gan.family, ""
   found = family.make(theirs, spec, "gan.family").denoiser
   if found is None:
     raise UserError(

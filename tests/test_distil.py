@@ -221,6 +221,8 @@ def test_a_student_starts_as_its_teacher_and_outlives_it(tmp_path):
     ("sample.guidance_scale", 2.0, "without guidance"),
     ("text.drop", 0.1, "text.drop"),
     ("gan.family", "vae.mixture", "lacks the field"),
+    ("gan.family", "gan.gan", "cannot be distilled"),
+    ("gan.family", "gan.distil", "is not a family"),
     ("gan.family", "vae.vae", "lacks the field 'vae'"),
     ("gan.generator", "r3gan", "no use for gan.generator"),
     ("diffusion.prediction", "eps", "next to nothing of the picture"),
