@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from core.errors import unknown
+from core.errors import UserError, unknown
 
 
 def diff_augment(
@@ -69,7 +69,12 @@ POLICIES = {"color": _color, "translation": _translation, "cutout": _cutout}
 
 
 def check_policy(policy: tuple[str, ...]) -> None:
-  """Raises UserError for a name that `diff_augment` does not know."""
+  """Raises UserError for a name that `diff_augment` does not know, or none at all."""
+  if not policy:
+    raise UserError(
+      "gan.policy is empty, so gan.augment='diff' would do nothing: name some of"
+      f" {', '.join(POLICIES)}, or set gan.augment to 'none'."
+    )
   for name in policy:
     if name not in POLICIES:
       raise unknown("gan.policy", name, POLICIES)

@@ -285,10 +285,11 @@ def check_size(height: int, width: int, times: int, widths: tuple[int, ...]) -> 
   """Raises UserError if an image cannot be halved so many times."""
   unit = 2**times
   if height % unit or width % unit:
-    fit = " or ".join(
+    sizes = [
       "x".join(str(max(1, size // unit + up) * unit) for size in (height, width))
       for up in (0, 1)
-    )
+    ]
+    fit = " or ".join(dict.fromkeys(sizes))  # below one unit both are the same
     raise UserError(
       f"An image of {height}x{width} cannot be halved {times} times, as the widths"
       f" {widths} ask; use {fit}, or fewer widths."

@@ -65,6 +65,8 @@ def test_an_empty_policy_does_nothing():
 def test_unknown_policy():
   with pytest.raises(UserError, match="did you mean 'cutout'"):
     augment.check_policy(("color", "cut_out"))
+  with pytest.raises(UserError, match="gan.policy is empty"):
+    augment.check_policy(())
 
 
 def test_color_by_hand():
