@@ -44,7 +44,9 @@ class SelfAttention(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None = None
+    self,
+    x: Float[Array, "b l d"],
+    mask: Bool[Array, "b l"] | Bool[Array, "b l l"] | None = None,
   ) -> Float[Array, "b l d"]:
     b, length, dim = x.shape
     qkv = Dense(3 * dim, dtype=self.dtype, name="qkv")(x)
