@@ -1,9 +1,8 @@
 """The text towers of CLIP and SigLIP."""
 
-from collections.abc import Callable
+from pathlib import Path
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
@@ -11,23 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from nets.attention import SelfAttention
 from nets.layers import Dense
 from nets.pretrained import convert as to
-
-Activation = Callable[[Array], Array]
-
-
-def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-  """x sigmoid(1.702 x), which OpenAI's CLIP takes for GELU."""
-  return x * jax.nn.sigmoid(1.702 * x)
-
-
-# By the names that Hugging Face's config.json has for them.
-ACTIVATIONS: dict[str, Activation] = {
-  "quick_gelu": quick_gelu,
-  "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-  "gelu_new": jax.nn.gelu,
-  "gelu_pytorch_tanh": jax.nn.gelu,
-  "relu": jax.nn.relu,
-}
+from nets.pretrained import hugging_face as hf
 
 
 class Layer(nn.Module):
@@ -53,7 +36,7 @@ class Layer(nn.Module):
     attention = SelfAttention(self.heads, self.dtype, self.out_init, name="attention")
     x = x + attention(norm("norm_0"), mask)
     y = Dense(self.hidden, dtype=self.dtype, name="mlp_in")(norm("norm_1"))
-    y = ACTIVATIONS[self.act](y)
+    y = hf.ACTIVATIONS[self.act](y)
     out = Dense(
       x.shape[-1], dtype=self.dtype, kernel_init=self.out_init, name="mlp_out"
     )
@@ -72,7 +55,7 @@ class TextTower(nn.Module):
   Attributes:
     vocab_size, length: numbers of token ids and of positions.
     dim, depth, heads, hidden: of the transformer; `hidden` is the MLP's width.
-    act: one of ACTIVATIONS.
+    act: one of hugging_face.ACTIVATIONS.
     eps: of the LayerNorms.
     causal: CLIP's kind, or else SigLIP's.
     eos: the token whose state is pooled, of CLIP; -1 for the largest id in the text.
@@ -163,3 +146,93 @@ def names(net: TextTower, prefix: str = "text_model.", head: str = "") -> to.Nam
   if net.out:
     found |= to.dense_names("head", head, bias=net.out_bias)
   return found
+
+
+# The image tower, what weighs image against text, and numbers that are no parameters.
+UNUSED = (
+  r"vision_model\.|visual_projection\.|logit_|(text_model\.)?embeddings\.position_ids"
+)
+# What transformers takes where a config.json does not say.
+DEFAULTS = {
+  "clip_text_model": {
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+    "hidden_size": 512,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "intermediate_size": 2048,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "eos_token_id": 49407,
+    "projection_dim": 512,
+  },
+  "siglip_text_model": {
+    "vocab_size": 32000,
+    "max_position_embeddings": 64,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+  },
+}
+
+
+def network(directory: Path, dtype: DTypeLike = jnp.float32) -> TextTower:
+  """The text tower that config.json describes, alone or as a part of CLIP or SigLIP.
+
+  Raises:
+    UserError: it cannot be read, or describes what is not built here.
+  """
+  file = directory / "config.json"
+  config = hf.read_json(file)
+  with hf.describing(file, "CLIP or SigLIP"):
+    kind = config["model_type"]
+    causal = kind.startswith("clip")
+    alone = kind.endswith("_text_model")
+    own = config if alone else config.get("text_config", {})
+    own = DEFAULTS["clip_text_model" if causal else "siglip_text_model"] | own
+    if causal:
+      out = own["projection_dim"] if alone else config["projection_dim"]
+      if alone and "CLIPTextModelWithProjection" not in config.get("architectures", []):
+        out = 0
+    else:
+      out = own.get("projection_size", own["hidden_size"])
+    return TextTower(
+      vocab_size=own["vocab_size"],
+      length=own["max_position_embeddings"],
+      dim=own["hidden_size"],
+      depth=own["num_hidden_layers"],
+      heads=own["num_attention_heads"],
+      hidden=own["intermediate_size"],
+      act=hf.activation(file, own["hidden_act"]),
+      eps=own["layer_norm_eps"],
+      causal=causal,
+      # 2 stands in old files for the true one, which is the largest.
+      eos=-1 if own.get("eos_token_id") == 2 else own.get("eos_token_id", -1),
+      out=out,
+      out_bias=not causal,
+      dtype=dtype,
+    )
+
+
+def load(directory: Path, net: TextTower) -> to.Params:
+  """Its parameters.
+
+  Raises:
+    UserError: a file is missing or damaged, or a tensor missing, mis-shaped or left
+      over.
+  """
+  state, file_of = hf.read_tensors(directory)
+  prefix = hf.prefix(state, "text_model.")
+  head = "text_projection" if net.causal else f"{prefix}head"
+  return to.matched(
+    net,
+    names(net, prefix, head),
+    state,
+    file_of,
+    jnp.zeros((1, 1), jnp.int32),
+    unused=UNUSED,
+    dtype=net.dtype,
+  )

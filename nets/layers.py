@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer
 
 
 def _dot_2d(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
@@ -19,6 +19,16 @@ def _dot_2d(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
 # Flattened, the weights' gradient is a product XLA does without a transposed copy of
 # its operands: on a CPU twice as fast as with nn.Dense's own dot_general.
 Dense = functools.partial(nn.Dense, dot_general=_dot_2d)
+
+
+def masked_mean(
+  seq: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None
+) -> Float[Array, "b d"]:
+  """The mean of the tokens where `mask` is True, or of all; zeros where it never is."""
+  if mask is None:
+    return jnp.mean(seq, 1)
+  weight = mask[..., None].astype(seq.dtype)
+  return jnp.sum(seq * weight, 1) / jnp.maximum(jnp.sum(weight, 1), 1)
 
 
 def squeeze(x: Float[Array, "b h w c"], by: int = 2) -> Float[Array, "b h2 w2 c2"]:

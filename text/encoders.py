@@ -6,10 +6,10 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
 from core.errors import UserError, unknown
+from nets.layers import masked_mean
 from nets.transformer import Encoder
 from text.bytes import VOCAB_SIZE, tokenize
 from text.cond import Cond
@@ -63,14 +63,6 @@ class NoEncoder(nn.Module):
   def __call__(self, cond: Cond) -> Cond:
     """Cond() -> Cond()."""
     return cond
-
-
-def masked_mean(
-  seq: Float[Array, "b l d"], mask: Bool[Array, "b l"]
-) -> Float[Array, "b d"]:
-  """The mean of the tokens where `mask` is True; zeros where it never is."""
-  weight = mask[..., None].astype(seq.dtype)
-  return jnp.sum(seq * weight, 1) / jnp.maximum(jnp.sum(weight, 1), 1)
 
 
 def make(text: ConfigDict, dtype: Any = jnp.float32) -> nn.Module:

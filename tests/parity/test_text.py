@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.numpy import load_file
 
 from nets import clip_text
-from nets.pretrained import convert as to
+from nets.pretrained import bert, t5
 
 SIZES = {
   "hidden_size": 16,
@@ -17,7 +16,7 @@ SIZES = {
   "num_attention_heads": 2,
 }
 TOKENS = np.random.default_rng(0).integers(3, 40, (3, 9))
-TOKENS[:, 0] = 1
+TOKENS[:, 0] = 2
 MASK = np.arange(9) < np.array([[9], [6], [3]])
 TOKENS[np.arange(3), MASK.sum(1) - 1] = 49
 
@@ -41,38 +40,145 @@ def close(ours, theirs, where=None) -> None:
   )
 
 
+def compared(peer, directory, load, last=None, mask=MASK, **network) -> None:
+  """The states of a saved model's tokens, and what it pools, are as `load` has them."""
+  peer.save_pretrained(directory)
+  net = load.network(directory, **network)
+  params = load.load(directory, net)
+  args = (TOKENS,) if mask is None else (TOKENS, mask)
+  seq, pooled = jax.jit(net.apply)({"params": params}, *args)
+  tokens = torch.tensor(TOKENS)
+  where = None if mask is None else torch.tensor(mask).long()
+  if isinstance(peer, transformers.T5ForConditionalGeneration):
+    peer = peer.encoder
+  want = peer(tokens, attention_mask=where)
+  close(seq, want.last_hidden_state, mask)
+  if last:
+    close(pooled, want[last])
+  else:
+    states = want.last_hidden_state.detach().numpy()
+    mean = [row[own].mean(0) for row, own in zip(states, mask, strict=True)]
+    np.testing.assert_allclose(pooled, mean, rtol=0, atol=1e-4 * np.abs(mean).max())
+
+
+CLIP = SIZES | {
+  "vocab_size": 50,
+  "max_position_embeddings": 12,
+  "bos_token_id": 2,
+  "eos_token_id": 49,
+}
+
+
 @pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
 def test_clip_text_tower(tmp_path, act) -> None:
-  config = transformers.CLIPTextConfig(
-    vocab_size=50, max_position_embeddings=12, projection_dim=8, hidden_act=act,
-    eos_token_id=49, bos_token_id=1, **SIZES,
-  )  # fmt: skip
+  config = transformers.CLIPTextConfig(**CLIP, projection_dim=8, hidden_act=act)
   peer = random(transformers.CLIPTextModelWithProjection(config))
-  peer.save_pretrained(tmp_path)
-  file = tmp_path / "model.safetensors"
-  net = clip_text.TextTower(50, 12, 16, 2, 2, 24, act, eos=49, out=8)
-  names = clip_text.names(net, head="text_projection")
-  params = to.matched(net, names, load_file(file), lambda _: file, TOKENS)
-  seq, pooled = jax.jit(net.apply)({"params": params}, TOKENS, MASK)
-  want = peer(torch.tensor(TOKENS), attention_mask=torch.tensor(MASK).long())
-  close(seq, want.last_hidden_state, MASK)
-  close(pooled, want.text_embeds)
+  compared(peer, tmp_path, clip_text, "text_embeds")
+
+
+def test_clip_text_tower_alone(tmp_path) -> None:
+  """As Stable Diffusion's directories have it, with the old number for the end."""
+  config = transformers.CLIPTextConfig(**CLIP | {"eos_token_id": 2})
+  peer = random(transformers.CLIPTextModel(config))
+  compared(peer, tmp_path, clip_text, "pooler_output")
 
 
 def test_siglip_text_tower(tmp_path) -> None:
-  config = transformers.SiglipTextConfig(
-    vocab_size=50, max_position_embeddings=12, projection_size=8, bos_token_id=1,
-    eos_token_id=49, **SIZES,
-  )  # fmt: skip
+  config = transformers.SiglipTextConfig(**CLIP, projection_size=8)
   peer = random(transformers.SiglipTextModel(config))
-  peer.save_pretrained(tmp_path)
-  file = tmp_path / "model.safetensors"
-  net = clip_text.TextTower(
-    50, 12, 16, 2, 2, 24, "gelu_pytorch_tanh", 1e-6, False, out=8, out_bias=True
+  compared(peer, tmp_path, clip_text, "pooler_output", mask=None)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_text_tower_of_the_whole_model(tmp_path, kind) -> None:
+  own = {
+    "text_config": CLIP,
+    "vision_config": SIZES | {"image_size": 8, "patch_size": 4},
+  }
+  if kind == "clip":
+    whole = random(
+      transformers.CLIPModel(transformers.CLIPConfig(**own, projection_dim=8))
+    )
+    with torch.no_grad():
+      want = whole.get_text_features(torch.tensor(TOKENS))
+  else:
+    whole = random(transformers.SiglipModel(transformers.SiglipConfig(**own)))
+    with torch.no_grad():
+      want = whole.get_text_features(torch.tensor(TOKENS))
+  whole.save_pretrained(tmp_path)
+  net = clip_text.network(tmp_path)
+  params = clip_text.load(tmp_path, net)
+  _, pooled = jax.jit(net.apply)({"params": params}, TOKENS)
+  close(pooled, getattr(want, "pooler_output", want))
+
+
+def test_bert(tmp_path) -> None:
+  config = transformers.BertConfig(vocab_size=50, max_position_embeddings=12, **SIZES)
+  compared(random(transformers.BertModel(config)), tmp_path, bert)
+
+
+def test_xlm_r(tmp_path) -> None:
+  """Saved with the head of another task, so the tensors have a prefix."""
+  config = transformers.XLMRobertaConfig(
+    vocab_size=50, max_position_embeddings=12, type_vocab_size=1, **SIZES
   )
-  names = clip_text.names(net, prefix="", head="head")
-  params = to.matched(net, names, load_file(file), lambda _: file, TOKENS)
-  seq, pooled = jax.jit(net.apply)({"params": params}, TOKENS)
-  want = peer(torch.tensor(TOKENS))
-  close(seq, want.last_hidden_state)
-  close(pooled, want.pooler_output)
+  whole = random(transformers.XLMRobertaForMaskedLM(config))
+  # Positions are counted over what is no padding, and padding is told by its number.
+  tokens = np.where(MASK, TOKENS, config.pad_token_id)
+  whole.save_pretrained(tmp_path)
+  net = bert.network(tmp_path, pool="cls")
+  params = bert.load(tmp_path, net)
+  seq, pooled = jax.jit(net.apply)({"params": params}, tokens, MASK)
+  mask = torch.tensor(MASK).long()
+  want = whole.roberta(torch.tensor(tokens), attention_mask=mask).last_hidden_state
+  close(seq, want, MASK)
+  close(pooled, want[:, 0])
+
+
+T5 = {
+  "vocab_size": 50,
+  "d_model": 16,
+  "d_kv": 5,
+  "d_ff": 24,
+  "num_layers": 3,
+  "num_heads": 3,
+  # So few that the far ones are used too.
+  "relative_attention_num_buckets": 8,
+  "relative_attention_max_distance": 7,
+}
+
+
+@pytest.mark.parametrize(
+  ("model", "config", "form"),
+  [
+    ("T5EncoderModel", "T5Config", "relu"),
+    ("T5EncoderModel", "T5Config", "gated-gelu"),
+    ("MT5EncoderModel", "MT5Config", "gated-gelu"),
+    ("UMT5EncoderModel", "UMT5Config", "gated-gelu"),
+    ("T5ForConditionalGeneration", "T5Config", "gated-gelu"),
+  ],
+)
+def test_t5(tmp_path, model, config, form) -> None:
+  config = getattr(transformers, config)(**T5, feed_forward_proj=form)
+  compared(random(getattr(transformers, model)(config)), tmp_path, t5)
+
+
+def test_buckets_of_distances() -> None:
+  theirs = transformers.models.t5.modeling_t5.T5Attention._relative_position_bucket
+  length = 300
+  offset = torch.arange(length)[None] - torch.arange(length)[:, None]
+  for count, far in ((32, 128), (8, 7), (32, 200)):
+    want = theirs(offset, num_buckets=count, max_distance=far)
+    np.testing.assert_array_equal(t5.buckets(length, count, far), want)
+
+
+def test_shards_are_read_as_one(tmp_path) -> None:
+  config = transformers.T5Config(**T5)
+  peer = random(transformers.T5EncoderModel(config))
+  peer.save_pretrained(tmp_path, max_shard_size="3KB")
+  assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+  net = t5.network(tmp_path)
+  params = t5.load(tmp_path, net)
+  seq, _ = jax.jit(net.apply)({"params": params}, TOKENS, MASK)
+  want = peer(torch.tensor(TOKENS), attention_mask=torch.tensor(MASK).long())
+  close(seq, want.last_hidden_state, MASK)
