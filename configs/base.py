@@ -60,7 +60,7 @@ def get_config() -> ConfigDict:
   c.model.widths = (64, 128, 128)  # channels at each resolution
   # ResNet blocks a resolution: one number, or one for each of `widths`.
   c.model.blocks = FieldReference(2, field_type=object)
-  c.model.head_dim = 64
+  c.model.head_dim = 64  # channels an attention head
   # unet
   c.model.attention = (16,)  # image heights with attention
   c.model.attention_up = "every"  # block on the way up that attends, or the last
@@ -69,6 +69,14 @@ def get_config() -> ConfigDict:
   c.model.skip_scale = False  # divide the sums of ResNet blocks by sqrt(2)
   # Between resolutions: conv, a ResNet block, or block_1x1 with a 1x1 shortcut.
   c.model.resample = "conv"
+  # Blocks of a transformer where there is attention; 0 for the attention alone. With
+  # head_dim 0 there are `heads` attention heads at every width.
+  c.model.transformer = 0
+  c.model.groups = 0  # of every norm; 0 for 32, or fewer where they do not divide
+  c.model.norm_eps = 1e-6  # of the norms outside of transformers
+  # What it is told of the noise level: logsnr, or which timestep of 1,000 has it in the
+  # schedule linear or scaled_linear, for published weights.
+  c.model.clock = "logsnr"
   # efficient_unet
   c.model.attention_levels = (2,)  # indices of `widths` with attention
   c.model.text_levels = (2,)  # indices of `widths` that read the text
@@ -114,8 +122,9 @@ def get_config() -> ConfigDict:
   # 1 always; rk45 takes what it needs (all are counted, `nfe` in samples.npz).
   c.sample.sampler = "ddim"
   c.sample.steps = 50  # also those in which MaskGIT and MAR draw all places
-  # Noise levels: time and quadratic follow the training schedule; logsnr and karras run
-  # between these bounds of sigma / alpha, or the schedule's own ends where nearer.
+  # Noise levels: time and quadratic follow the training schedule, leading as Stable
+  # Diffusion does, not quite to its ends; logsnr and karras run between these bounds of
+  # sigma / alpha, or the schedule's own ends where nearer.
   c.sample.grid = "time"
   c.sample.sigma_min = 0.002
   c.sample.sigma_max = 80.0
@@ -235,6 +244,7 @@ def diffusion() -> ConfigDict:
   d.learn_variance = False  # learn it, between the two
   d.vlb_weight = 0.001  # of the bound that teaches it
   d.coupling = "independent"  # of pictures and noise; or optimal, within a batch
+  d.weights = ""  # directory of Stable Diffusion's U-Net to start from, its `unet`
   return d
 
 

@@ -487,6 +487,18 @@ SCHEDULES = {
 }
 
 
+def timestep(logsnr: Float[Array, "..."], name: str) -> Float[Array, "..."]:
+  """i in [0, 999] where the schedule `name` has this logsnr at t = (i + 1) / 1000.
+
+  So networks trained on whole timesteps are told of any noise level. Between two steps
+  i is linear in logsnr, as k-diffusion has it (Karras et al. 2022, table 1, take the
+  nearest step); beyond the first and the last it stays there.
+  """
+  with jax.ensure_compile_time_eval():
+    table = SCHEDULES[name]().logsnr(jnp.arange(1, 1001) / 1000)
+  return jnp.interp(-logsnr, -table, jnp.arange(1000.0))
+
+
 def _unknown(t: Float[Array, "..."]) -> Float[Array, "..."]:
   raise ValueError("a learned schedule needs its parameters")
 

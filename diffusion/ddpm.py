@@ -27,9 +27,15 @@ from diffusion import drawing, evals, likelihood
 from diffusion.denoiser import Model, Output, degraded
 from diffusion.guidance import threshold
 from diffusion.settings import check
+from diffusion.weights import fitted
 
 
-def make(config: ConfigDict, spec: Spec, guide: ConfigDict | None = None) -> Family:
+def make(
+  config: ConfigDict,
+  spec: Spec,
+  guide: ConfigDict | None = None,
+  weights: PyTree = None,
+) -> Family:
   """The family of `config.diffusion`, `config.noise` and `config.model`.
 
   The loss of an example is weight |value - target|^2, the mean over its numbers in the
@@ -48,6 +54,7 @@ def make(config: ConfigDict, spec: Spec, guide: ConfigDict | None = None) -> Fam
     spec: of what it generates.
     guide: config of a worse generator, for autoguidance; its parameters are
       `state.extra['guide']`.
+    weights: the network's parameters to start from (`diffusion/weights.py`).
 
   Raises:
     UserError: settings that are unknown or do not go together.
@@ -61,6 +68,12 @@ def make(config: ConfigDict, spec: Spec, guide: ConfigDict | None = None) -> Fam
   edits = drawing.edits(config, model, theirs)
   if config.sample.edit not in edits:
     raise unknown("sample.edit", config.sample.edit, edits)
+
+  def init(rng: Array, batch: Batch) -> PyTree:
+    params = model.init(rng, batch)
+    if weights is None:
+      return params
+    return {**params, "net": fitted(params["net"], weights)}
 
   def losses(
     params: PyTree, batch: Batch, rng: Array, training: bool
@@ -128,7 +141,7 @@ def make(config: ConfigDict, spec: Spec, guide: ConfigDict | None = None) -> Fam
 
   family = from_loss(
     config,
-    init=model.init,
+    init=init,
     loss=lambda params, batch, rng: losses(params, batch, rng, True),
     sample=sample,
     evals={
@@ -141,7 +154,7 @@ def make(config: ConfigDict, spec: Spec, guide: ConfigDict | None = None) -> Fam
   if config.noise.schedule != "learned":
     family = family._replace(
       denoiser=Denoiser(
-        model.init,
+        init,
         noise.make(config.noise),
         model.estimate,
         lambda x: threshold(x, config.sample.threshold, config.sample.percentile),

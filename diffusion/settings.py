@@ -4,7 +4,7 @@ After Karras et al. 2022 (EDM), table 1: solver, discretisation, scaling and chu
 settings of their own, and published samplers are points in their product, e.g.
 
   DDPM             sampler ddpm
-  DDIM             sampler ddim, grid time or quadratic
+  DDIM             sampler ddim, grid time or quadratic, or leading (Stable Diffusion)
   EDM              sampler heun, grid karras, lens ve; with churn > 0 their algorithm 2
   rectified flow   sampler euler, lens rf
   DPM-Solver++ 2M  sampler dpmpp_2m, grid logsnr; its SDE variant dpmpp_2m_sde
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
@@ -30,7 +31,7 @@ ETA = {"ddim": None, "ddpm": 1.0, "dpmpp_2m": 0.0, "dpmpp_2m_sde": 1.0}
 SAMPLERS = (*ETA, *TABLEAUS, "rk45", "pc")
 CHOICES = {
   "sampler": SAMPLERS,
-  "grid": ("time", "quadratic", "logsnr", "karras"),
+  "grid": ("time", "quadratic", "leading", "logsnr", "karras"),
   "lens": ("own", "ve", "rf", "vp"),
   "variance": ("small", "large", "learned"),
 }
@@ -108,12 +109,18 @@ def make(sample: ConfigDict) -> Settings:
 def time_grid(
   schedule: Schedule, settings: Settings
 ) -> Float[Array, " {settings.steps}+1"]:
-  """logsnr at `steps` levels, from noise on, increasing, and +inf for the clean end.
+  """logsnr at `steps` levels, from noise on, increasing, and where the last step goes.
+
+  That is +inf, the clean end, but for leading.
 
   time: at t = 1, 1 - 1/steps, ..., 1/steps, since t = 0 is the clean end; under ve it
     is not, sigma(0) is sigma_min > 0, so there down to 0 before it (Karras et al. 2022,
     eq. 5 and table 1).
   quadratic: at the squares of these t (Song et al. 2021, DDIM, appendix D.2).
+  leading: with T = `noise.timesteps` at t = (i floor(T / steps) + 2) / T, i < steps,
+    and at the end t = 1 / T; in 50 of 1000 timesteps, counted from 0, that is at 981,
+    961, ..., 1 and then 0. The code of latent diffusion samples so, and diffusers' DDIM
+    with timestep_spacing 'leading', steps_offset 1 and set_alpha_to_one False.
   logsnr: uniform in logsnr (Lu et al. 2022, DPM-Solver, section 3.3).
   karras: uniform in (sigma / alpha)^(1/rho) (Karras et al. 2022, eq. 5).
 
@@ -121,6 +128,10 @@ def time_grid(
   sigma_min, or to the schedule's own ends where these are nearer.
   """
   steps = settings.steps
+  if settings.grid == "leading" and settings.sampler != "rk45":
+    count = schedule.timesteps
+    at = np.arange(steps)[::-1] * (count // steps) + 2
+    return schedule.logsnr(jnp.asarray(np.append(np.minimum(at, count), 1) / count))
   if settings.grid in ("time", "quadratic") and settings.sampler != "rk45":
     times = jnp.linspace(1.0, 0.0 if schedule.scaling == "ve" else 1 / steps, steps)
     times = times**2 if settings.grid == "quadratic" else times
@@ -161,6 +172,12 @@ def check(config: ConfigDict) -> None:
     raise UserError("noise.schedule='learned' needs noise.timesteps=0.")
   if settings.variance not in ("small", "large"):
     raise unknown("diffusion.variance", settings.variance, ("small", "large"))
+  steps, timesteps = config.sample.steps, config.noise.timesteps
+  if config.sample.grid == "leading" and steps > timesteps:
+    raise UserError(
+      f"sample.grid='leading' takes sample.steps={steps} of"
+      f" noise.timesteps={timesteps}: set that to 1000, or sample.grid to 'time'."
+    )
   early = config.sample.grid in ("time", "quadratic")
   if config.noise.zero_terminal and config.sample.lens == "ve" and early:
     raise UserError(

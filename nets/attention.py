@@ -36,11 +36,15 @@ def attend(
 
 
 class SelfAttention(nn.Module):
-  """x -> W_o attend(W_q x, W_k x, W_v x); tokens with a False mask are not read."""
+  """x -> W_o attend(W_q x, W_k x, W_v x); tokens with a False mask are not read.
+
+  Without `bias` only W_o has one.
+  """
 
   heads: int
   dtype: DTypeLike = jnp.float32
   out_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+  bias: bool = True
 
   @nn.compact
   def __call__(
@@ -49,7 +53,7 @@ class SelfAttention(nn.Module):
     mask: Bool[Array, "b l"] | Bool[Array, "b l l"] | None = None,
   ) -> Float[Array, "b l d"]:
     b, length, dim = x.shape
-    qkv = Dense(3 * dim, dtype=self.dtype, name="qkv")(x)
+    qkv = Dense(3 * dim, use_bias=self.bias, dtype=self.dtype, name="qkv")(x)
     q, k, v = jnp.moveaxis(qkv.reshape(b, length, 3, self.heads, -1), 2, 0)
     y = attend(q, k, v, mask).reshape(b, length, dim)
     return Dense(dim, dtype=self.dtype, kernel_init=self.out_init, name="out")(y)

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Integer
 
 from nets.groups import Vec
 from nets.layers import Dense, GroupNorm
-from nets.unet import AttentionBlock, Conv, ResBlock, check_heads, check_size, double
+from nets.sizes import check_heads, check_size
+from nets.unet import AttentionBlock, Conv, ResBlock, double
 from text.cond import Cond
 
 Ids = Integer[Array, " b"] | None

@@ -28,6 +28,7 @@ CHOICES = {
   "modulation": ("scale_shift", "shift"),
   "resample": ("conv", "block", "block_1x1"),
   "attention_up": ("every", "last"),
+  "clock": ("logsnr", "linear", "scaled_linear"),
   "text_attention": ("cross", "joint"),
 }
 
@@ -95,6 +96,11 @@ def _make(model: ConfigDict, out_channels: int) -> nn.Module:
         skip_scale=model.skip_scale,
         resample=model.resample,
         attention_up=model.attention_up,
+        heads=0 if model.head_dim else model.heads,
+        transformer=model.transformer,
+        groups=model.groups,
+        eps=model.norm_eps,
+        clock=model.clock,
         **unet,
       )
     case "efficient_unet":

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, Key
 from nets.batch_norm import BatchNorm
 from nets.layers import Dense
 from nets.projection import project
+from nets.sizes import check_size
 from nets.subpixel import transposed
-from nets.unet import check_size
 
 INIT = nn.initializers.normal(0.02)  # section 4
 LEAK = 0.2

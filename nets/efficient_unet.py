@@ -8,16 +8,8 @@ from jaxtyping import Array, Float, Integer
 
 from core.errors import UserError
 from nets.layers import GroupNorm
-from nets.unet import (
-  AttentionBlock,
-  Conv,
-  ResBlock,
-  check_heads,
-  check_size,
-  double,
-  embed,
-  per_level,
-)
+from nets.sizes import check_heads, check_size, per_level
+from nets.unet import AttentionBlock, Conv, ResBlock, double, embed
 from text.cond import Cond
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from core import noise
+
 
 def sinusoidal(
   x: Float[Array, "*shape"], dim: int, max_period: float = 10_000.0
@@ -46,15 +48,24 @@ class NoiseEmbedding(nn.Module):
   25 stretches the usual range of logsnr, [-20, 20], over 1000 steps, as VDM does
   (Kingma et al. 2021, arXiv:2107.00630, appendix B); beyond it, and at the
   infinities of a zero terminal SNR, the value is clipped.
+
+  With another `clock` than 'logsnr' it is MLP(sinusoidal(i)), i in [0, 999] the
+  timestep of the schedule of that name which has this logsnr, for networks that were
+  trained on timesteps: 'scaled_linear' is Stable Diffusion's. See `noise.timestep`.
   """
 
   dim: int
   frequencies: int = 256
   dtype: DTypeLike = jnp.float32
+  clock: str = "logsnr"
 
   @nn.compact
   def __call__(self, logsnr: Float[Array, " b"]) -> Float[Array, "b d"]:
-    x = sinusoidal(25 * jnp.clip(logsnr, -20, 20), self.frequencies)
+    if self.clock == "logsnr":
+      x = 25 * jnp.clip(logsnr, -20, 20)
+    else:
+      x = noise.timestep(logsnr, self.clock)
+    x = sinusoidal(x, self.frequencies)
     x = jax.nn.silu(nn.Dense(self.dim, dtype=self.dtype)(x))
     return nn.Dense(self.dim, dtype=self.dtype)(x)
 

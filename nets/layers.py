@@ -128,10 +128,10 @@ class Dropout(nn.Module):
 class GroupNorm(nn.Module):
   """(x - mean) / std over each group of channels, then scale and shift.
 
-  Wu & He 2018 (arXiv:1803.08494), eq. 7. There are gcd(32, c) groups, or as many
-  fewer as leave `least` (1 or 4) channels in each. A given
+  Wu & He 2018 (arXiv:1803.08494), eq. 7. There are `groups`, a divisor of c, or with 0
+  gcd(32, c), or as many fewer as leave `least` (1 or 4) channels in each. A given
   `scale_shift` [b, 2c] modulates the result: y (1 + scale) + shift (ADM, Dhariwal
-  & Nichol 2021, arXiv:2105.05233, section 3.1).
+  & Nichol 2021, arXiv:2105.05233, section 3.1). `eps` is added to the variance.
 
   One pass over x gives the sums a channel; all that follows them is one
   multiply-add an element, which XLA fuses with the activation behind it.
@@ -139,6 +139,8 @@ class GroupNorm(nn.Module):
   """
 
   least: int = 1
+  groups: int = 0
+  eps: float = 1e-6
 
   @nn.compact
   def __call__(
@@ -147,7 +149,7 @@ class GroupNorm(nn.Module):
     scale_shift: Float[Array, "b c2"] | None = None,
   ) -> Float[Array, "b *size c"]:
     b, *size, c = x.shape
-    groups = min(math.gcd(32, c), max(1, c // self.least))
+    groups = self.groups or min(math.gcd(32, c), max(1, c // self.least))
     gain = self.param("scale", nn.initializers.ones, (c,))
     bias = self.param("bias", nn.initializers.zeros, (c,))
     y = x.astype(jnp.float32).reshape(b, -1, c)
@@ -158,7 +160,7 @@ class GroupNorm(nn.Module):
     mean = grouped(y.mean(1))
     var = jnp.maximum(grouped((y * y).mean(1)) - mean**2, 0)
     mean, rstd = (
-      jnp.repeat(a, c // groups, axis=-1) for a in (mean, jax.lax.rsqrt(var + 1e-6))
+      jnp.repeat(a, c // groups, axis=-1) for a in (mean, jax.lax.rsqrt(var + self.eps))
     )
     if scale_shift is not None:
       scale, shift = jnp.split(scale_shift.astype(jnp.float32), 2, axis=-1)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from nets.batch_norm import BatchNorm
 from nets.layers import Dense
-from nets.unet import check_size
+from nets.sizes import check_size
 
 INIT = nn.initializers.normal(0.02)
 LEAK = 0.2

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key
 from core.errors import UserError
 from nets.layers import Dense
 from nets.resample import doubled, grouped_conv, halved
-from nets.unet import check_size
+from nets.sizes import check_size
 
 # What a leaky ReLU of slope 0.2 leaves of the second moment of N(0, 1), undone.
 GAIN = math.sqrt(2 / (1 + 0.2**2))

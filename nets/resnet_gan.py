@@ -17,8 +17,9 @@ from core.errors import UserError
 from nets.batch_norm import BatchNorm
 from nets.layers import Dense
 from nets.projection import project
+from nets.sizes import check_size
 from nets.subpixel import Resized
-from nets.unet import check_size, double, halve
+from nets.unet import double, halve
 
 INITS = {
   "xavier": nn.initializers.xavier_uniform(),  # SNGAN

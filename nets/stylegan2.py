@@ -22,7 +22,7 @@ from nets.modulated import (
   minibatch_std,
 )
 from nets.resample import doubled
-from nets.unet import check_size
+from nets.sizes import check_size
 
 # How much of w's running mean a step keeps.
 KEEP = 0.995

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Integer
 
-from core.errors import UserError
 from nets.attention import CrossAttention, SelfAttention
 from nets.embeddings import NoiseEmbedding
 from nets.layers import Dense, Dropout, GroupNorm
+from nets.sizes import check_groups, check_heads, check_size, per_level
+from nets.spatial_transformer import SpatialTransformer
 from text.cond import Cond
 
 Conv = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1)
@@ -55,7 +56,7 @@ class ResBlock(nn.Module):
     resample: 'down' or 'up' halves or doubles the image, on both ways, before the
       first convolution and the shortcut; '' does not.
     project: the shortcut is a convolution even if the channels stay.
-    least: channels a group of the norms has at least (1 or 4).
+    least, groups, eps: of the norms, see `GroupNorm`.
   """
 
   features: int
@@ -66,6 +67,8 @@ class ResBlock(nn.Module):
   resample: str = ""
   project: bool = False
   least: int = 1
+  groups: int = 0
+  eps: float = 1e-6
 
   @nn.compact
   def __call__(
@@ -75,7 +78,8 @@ class ResBlock(nn.Module):
     ids: Integer[Array, " b"] | None,
   ) -> Float[Array, "b h2 w2 f"]:
     zeros, f = nn.initializers.zeros, self.features
-    y = jax.nn.silu(GroupNorm(self.least, name="norm_0")(x))
+    norm = GroupNorm(self.least, self.groups, self.eps, name="norm_0")
+    y = jax.nn.silu(norm(x))
     if self.resample:
       x, y = ({"down": halve, "up": double}[self.resample](a) for a in (x, y))
     y = Conv(f, dtype=self.dtype, name="conv_0")(y)
@@ -88,7 +92,8 @@ class ResBlock(nn.Module):
       if not scaled:
         y, mod = y + mod[:, None, None], None
     # A norm over one channel would take a shift of it away again.
-    norm = GroupNorm(self.least if scaled else 4, name="norm_1")
+    least = self.least if scaled else 4
+    norm = GroupNorm(least, self.groups, self.eps, name="norm_1")
     y = jax.nn.silu(norm(y, mod))
     y = Dropout(self.dropout)(y, ids)
     y = Conv(f, dtype=self.dtype, kernel_init=zeros, name="conv_1")(y)
@@ -106,7 +111,7 @@ class AttentionBlock(nn.Module):
     skip_scale: divide each sum by sqrt(2).
     pixels: whether the pixels read one another.
     text: whether they read the text.
-    least: channels a group of the norms has at least (1 or 4).
+    least, groups, eps: of the norms, see `GroupNorm`.
   """
 
   head_dim: int
@@ -115,31 +120,38 @@ class AttentionBlock(nn.Module):
   pixels: bool = True
   text: bool = True
   least: int = 1
+  groups: int = 0
+  eps: float = 1e-6
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"], cond: Cond) -> Float[Array, "b h w c"]:
     b, h, w, c = x.shape
     heads, zeros = c // self.head_dim, nn.initializers.zeros
+    norm = functools.partial(GroupNorm, self.least, self.groups, self.eps)
     x = x.reshape(b, h * w, c)
     if self.pixels:
-      y = GroupNorm(self.least, name="norm")(x)
+      y = norm(name="norm")(x)
       y = SelfAttention(heads, self.dtype, zeros, name="attention")(y)
       x = join(x, y, self.skip_scale)
     if self.text and cond.seq is not None:
-      y = GroupNorm(self.least, name="norm_text")(x)
+      y = norm(name="norm_text")(x)
       y = CrossAttention(heads, self.dtype, name="text")(y, cond.seq, cond.mask)
       x = join(x, y, self.skip_scale)
     return x.reshape(b, h, w, c)
 
 
 def embed(
-  width: int, dtype: DTypeLike, logsnr: Float[Array, " b"], cond: Cond
+  width: int,
+  dtype: DTypeLike,
+  logsnr: Float[Array, " b"],
+  cond: Cond,
+  clock: str = "logsnr",
 ) -> Float[Array, "b e"]:
   """The vector that modulates the blocks, four times as wide as the first ones.
 
-  Its layers belong to the module that calls it.
+  Its layers belong to the module that calls it; `clock` is `NoiseEmbedding`'s.
   """
-  vec = NoiseEmbedding(4 * width, width, dtype, name="noise")(logsnr)
+  vec = NoiseEmbedding(4 * width, width, dtype, clock, name="noise")(logsnr)
   if cond.pooled is None:
     return vec
   return vec + Dense(4 * width, dtype=dtype, name="pooled")(cond.pooled)
@@ -151,6 +163,11 @@ class UNet(nn.Module):
   The noise level and `cond.pooled` modulate every block's second norm; at some
   resolutions the pixels read one another and `cond.seq`. The output starts at zero.
 
+  Stable Diffusion's is this one with modulation 'shift', `transformer` 1, `groups` 32,
+  `eps` 1e-5, and `clock` 'scaled_linear': it was trained on the 1,000 timesteps of that
+  schedule, and is told which of them, or what between two, has the given logsnr
+  (configs/diffusion/stable_diffusion.py; nets/pretrained/unet.py reads its weights).
+
   Attributes:
     out_channels: channels of the output; the input may have others.
     widths: channels at each resolution; each next one halves the image.
@@ -159,6 +176,7 @@ class UNet(nn.Module):
     attention: image heights at which there is attention; there always is at the
       bottom.
     head_dim: channels an attention head, a divisor of the widths that attend.
+    heads: attention heads at every width, for `head_dim` 0.
     dropout: rate inside the ResNet blocks.
     dtype: type of the computation; parameters and output are float32.
     remat: recompute each block in the backward pass, to save memory.
@@ -171,6 +189,11 @@ class UNet(nn.Module):
       convolution on its shortcut (DDPM++).
     attention_up: on the way up attention follows 'every' block (DDPM, ADM) or the
       'last' of a resolution (DDPM++).
+    transformer: where there is attention, blocks of a transformer in its place
+      (`SpatialTransformer`); 0 is the attention alone.
+    groups: of every norm; 0 is as `GroupNorm` counts them.
+    eps: of the norms outside of transformers.
+    clock: what the network is told of the noise level, see `NoiseEmbedding`.
   """
 
   out_channels: int
@@ -178,6 +201,7 @@ class UNet(nn.Module):
   blocks: int | tuple[int, ...] = 2
   attention: tuple[int, ...] = (16,)
   head_dim: int = 64
+  heads: int = 0
   dropout: float = 0.0
   dtype: DTypeLike = jnp.float32
   remat: bool = False
@@ -186,6 +210,10 @@ class UNet(nn.Module):
   skip_scale: bool = False
   resample: str = "conv"
   attention_up: str = "every"
+  transformer: int = 0
+  groups: int = 0
+  eps: float = 1e-6
+  clock: str = "logsnr"
 
   @nn.compact
   def __call__(
@@ -201,18 +229,24 @@ class UNet(nn.Module):
     widths, blocks and heads do not fit together.
     """
     counts = self._checked(x.shape[1], x.shape[2])
-    resnet = nn.remat(ResBlock) if self.remat else ResBlock
-    attention = nn.remat(AttentionBlock) if self.remat else AttentionBlock
+    remat = nn.remat if self.remat else lambda module: module
+    resnet, attention = remat(ResBlock), remat(AttentionBlock)
+    transformer = remat(SpatialTransformer)
     stem = self.stem or self.widths[0]
-    vec = embed(stem, self.dtype, logsnr, cond)
+    vec = embed(stem, self.dtype, logsnr, cond, self.clock)
+    norms = {"groups": self.groups, "eps": self.eps}
 
     def block(x: Array, features: int, name: str, **resample) -> Array:
       options = (self.dropout, self.dtype, self.modulation, self.skip_scale)
-      return resnet(features, *options, name=name, **resample)(x, vec, ids)
+      return resnet(features, *options, name=name, **norms, **resample)(x, vec, ids)
 
     def attend(x: Array, name: str) -> Array:
-      name = f"{name}_attention"
-      return attention(self.head_dim, self.dtype, self.skip_scale, name=name)(x, cond)
+      head_dim, name = self.head_dim or x.shape[-1] // self.heads, f"{name}_attention"
+      if self.transformer:
+        options = (self.transformer, head_dim, self.dtype, self.groups)
+        return transformer(*options, name=name)(x, cond)
+      options = (head_dim, self.dtype, self.skip_scale)
+      return attention(*options, name=name, **norms)(x, cond)
 
     def resampled(x: Array, way: str, level: int) -> Array:
       if self.resample != "conv":
@@ -251,7 +285,7 @@ class UNet(nn.Module):
       if level:
         x = resampled(x, "up", level)
 
-    x = jax.nn.silu(GroupNorm(name="out_norm")(x.astype(jnp.float32)))
+    x = jax.nn.silu(GroupNorm(**norms, name="out_norm")(x.astype(jnp.float32)))
     return Conv(self.out_channels, kernel_init=nn.initializers.zeros, name="out")(x)
 
   def _checked(self, height: int, width: int) -> tuple[int, ...]:
@@ -261,45 +295,6 @@ class UNet(nn.Module):
     attending = [
       c for c, h in zip(self.widths, heights, strict=True) if h in self.attention
     ]
-    check_heads([*attending, self.widths[-1]], self.head_dim)
+    check_heads([*attending, self.widths[-1]], self.head_dim, self.heads)
+    check_groups(self.widths, self.groups)
     return counts
-
-
-def per_level(
-  blocks: int | tuple[int, ...], widths: tuple[int, ...]
-) -> tuple[int, ...]:
-  """The number of blocks of each resolution; one number is that of all.
-
-  Raises UserError if there are not as many as `widths`.
-  """
-  counts = (blocks,) * len(widths) if isinstance(blocks, int) else blocks
-  if len(counts) != len(widths):
-    raise UserError(
-      f"The U-Net's blocks {counts} and widths {widths} must be as many; give `blocks`"
-      " one number for each of `widths`, or one for all."
-    )
-  return counts
-
-
-def check_size(height: int, width: int, times: int, widths: tuple[int, ...]) -> None:
-  """Raises UserError if an image cannot be halved so many times."""
-  unit = 2**times
-  if height % unit or width % unit:
-    sizes = [
-      "x".join(str(max(1, size // unit + up) * unit) for size in (height, width))
-      for up in (0, 1)
-    ]
-    fit = " or ".join(dict.fromkeys(sizes))  # below one unit both are the same
-    raise UserError(
-      f"An image of {height}x{width} cannot be halved {times} times, as the widths"
-      f" {widths} ask; use {fit}, or fewer widths."
-    )
-
-
-def check_heads(widths: list[int], head_dim: int) -> None:
-  """Raises UserError if a width does not divide into attention heads."""
-  if bad := [c for c in widths if c % head_dim]:
-    raise UserError(
-      f"The network's width {bad[0]} does not divide into attention heads of"
-      f" {head_dim}; change `widths` or `head_dim`."
-    )

@@ -23,6 +23,7 @@ from core.parallel import Parallel
 from core.workdir import flat, read_json, write_atomic
 from data.batches import eval_batches, train_batches
 from data.source import Dataset
+from diffusion import weights as diffusion
 from nets.pretrained import autoencoder as pretrained
 from nets.pretrained import lpips
 from pipelines import codecs
@@ -58,12 +59,18 @@ def family(config: ConfigDict, **parts: Any) -> Family:
 
 
 def frozen(config: ConfigDict, spec: Spec) -> dict[str, PyTree]:
-  """The published weights that an autoencoder's config asks for.
+  """The published weights that a config asks for.
 
   Raises:
-    UserError: they are missing, of another network, or no autoencoder asks for them.
+    UserError: they are missing, of another network, or for another family.
   """
   vae, found = config.get("vae"), {}
+  if "diffusion" in config and config.diffusion.weights:
+    if config.family != "diffusion.ddpm":
+      raise UserError(
+        f"diffusion.weights is for diffusion.ddpm, not {config.family}; set it to ''."
+      )
+    found["weights"] = diffusion.load(config, spec)
   if vae is None or not (vae.perceptual_weight or vae.weights):
     return found
   name = config.gan.family if config.family == "gan.hybrid" else config.family

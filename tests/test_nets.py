@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from configs import base
+from core import noise
 from core.errors import UserError
 from nets import build
 from nets.attention import attend
@@ -18,6 +19,7 @@ from nets.embeddings import NoiseEmbedding, fourier, positions_2d, sinusoidal
 from nets.joint import JointBlock
 from nets.layers import ConvOfFew, ConvToFew, Dropout, GroupNorm
 from nets.monotone import MonotoneLogsnr
+from nets.spatial_transformer import TextAttention
 from nets.transformer import Encoder
 from nets.unet import ResBlock, UNet, double, halve
 from text.cond import Cond
@@ -41,6 +43,19 @@ NETS = {
     resample="block_1x1",
     attention_up="last",
   ),
+  "stable_diffusion": functools.partial(
+    UNet,
+    out_channels=2,
+    widths=(8, 16),
+    blocks=1,
+    attention=(4,),
+    head_dim=0,
+    heads=2,
+    modulation="shift",
+    transformer=1,
+    groups=4,
+    clock="scaled_linear",
+  ),
   "efficient_unet": functools.partial(
     EfficientUNet,
     out_channels=2,
@@ -55,7 +70,8 @@ NETS = {
   ),
 }
 net = pytest.mark.parametrize("make", list(NETS.values()), ids=list(NETS))
-KINDS = {name: make for name, make in NETS.items() if name != "ddpm++"}
+VARIANTS = ("ddpm++", "stable_diffusion")  # of unet
+KINDS = {name: make for name, make in NETS.items() if name not in VARIANTS}
 kind = pytest.mark.parametrize("make", list(KINDS.values()), ids=list(KINDS))
 
 
@@ -691,6 +707,16 @@ def test_group_norm():
   np.testing.assert_allclose(y, want, atol=1e-5)
 
 
+def test_group_norm_of_given_groups():
+  x = jax.random.normal(KEY, (2, 3, 5, 12))
+  params = {"params": {"scale": jnp.ones(12), "bias": jnp.zeros(12)}}
+  y = GroupNorm(groups=3, eps=0.5).apply(params, x)
+  groups = np.asarray(x).reshape(2, 15, 3, 4)
+  mean, var = (f(groups, axis=(1, 3), keepdims=True) for f in (np.mean, np.var))
+  want = ((groups - mean) / np.sqrt(var + 0.5)).reshape(x.shape)
+  np.testing.assert_allclose(y, want, atol=1e-5)
+
+
 def test_group_norm_does_not_take_a_shift_away():
   x = 0.1 * jax.random.normal(KEY, (2, 5, 6, 8))
   params = {"params": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}}
@@ -743,9 +769,38 @@ def test_noise_embedding_is_finite_at_the_ends():
   assert jnp.abs(y[0] - y[2]).max() > 1e-3
 
 
+def test_a_clock_tells_timesteps():
+  schedule = noise.scaled_linear()
+  at = jnp.array([0.0, 1, 500, 998, 999])
+  exact = schedule.logsnr((at + 1) / 1000)
+  between = (exact[0] + 3 * exact[1]) / 4
+  logsnr = jnp.concatenate([exact, between[None], jnp.array([jnp.inf, -jnp.inf])])
+  found = jax.jit(lambda a: noise.timestep(a, "scaled_linear"))(logsnr)
+  np.testing.assert_allclose(found, [*at, 0.75, 0, 999], atol=1e-3)
+  # What is embedded is the number of the step.
+  module = NoiseEmbedding(8, 6, clock="scaled_linear")
+  y, params = jax.jit(module.init_with_output)(KEY, exact)
+  first, last = (params["params"][f"Dense_{i}"] for i in range(2))
+  hidden = jax.nn.silu(sinusoidal(at, 6) @ first["kernel"] + first["bias"])
+  np.testing.assert_allclose(y, hidden @ last["kernel"] + last["bias"], atol=2e-3)
+
+
+def test_a_text_that_is_not_read_gives_the_bias_alone():
+  module, (x, text) = TextAttention(2), jax.random.normal(KEY, (2, 2, 3, 4))
+  mask = jnp.array([[False] * 3, [True, False, False]])
+  params = {"params": shuffled(module.init(KEY, x, text, mask)["params"])}
+  y, p = module.apply(params, x, text, mask), params["params"]
+  assert set(p["q"]) == set(p["kv"]) == {"kernel"}
+  np.testing.assert_allclose(y[0], jnp.broadcast_to(p["out"]["bias"], (3, 4)))
+  one = (text[1, 0] @ p["kv"]["kernel"])[4:] @ p["out"]["kernel"] + p["out"]["bias"]
+  np.testing.assert_allclose(y[1], jnp.broadcast_to(one, (3, 4)), atol=1e-5)
+
+
 @pytest.mark.parametrize(
   ("module", "sentence"),
   [
+    (NETS["unet"](head_dim=0, heads=3), "16 does not divide into 3 attention heads"),
+    (NETS["unet"](groups=3), "width 8 does not divide into 3 groups"),
     (NETS["unet"](widths=(8, 16, 16)), "6x10 cannot be halved 2 times.* 4x8 or 8x12"),
     (NETS["unet"](head_dim=7), "width 16 does not divide into .* heads of 7"),
     (NETS["unet"](blocks=(1, 2, 3)), r"blocks \(1, 2, 3\) and widths \(8, 16\)"),

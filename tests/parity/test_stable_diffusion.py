@@ -1,0 +1,201 @@
+"""Stable Diffusion's U-Net, its draws and decoded pictures against diffusers' own."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+  AutoencoderKL,
+  DDIMScheduler,
+  StableDiffusionPipeline,
+  UNet2DConditionModel,
+)
+
+from core import noise
+from core.family import sample_keys
+from diffusion import sampler
+from diffusion.settings import Estimate, Settings, time_grid
+from nets.autoencoder import Autoencoder
+from nets.pretrained import autoencoder, unet
+from text.cond import Cond, guide
+
+# numpy 2 asks of tensors what PyTorch's do not say yet.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
+
+SHAPE, TEXT = (16, 8, 4), (5, 24)
+SCHEDULE = noise.scaled_linear()
+# What differs between the two: the heads, and a linear layer for a 1x1 convolution.
+VERSIONS = {
+  "1": {"attention_head_dim": 4},
+  "2": {"attention_head_dim": (2, 4), "use_linear_projection": True},
+}
+
+
+@functools.cache
+def peer(version: str) -> UNet2DConditionModel:
+  """With random weights, norms and biases not at 1 and 0."""
+  torch.manual_seed(0)
+  net = UNet2DConditionModel(
+    block_out_channels=(32, 64),
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    layers_per_block=1,
+    cross_attention_dim=TEXT[1],
+    norm_num_groups=8,
+    **VERSIONS[version],
+  )
+  with torch.no_grad():
+    for p in net.parameters():
+      p.add_(0.05 * torch.randn_like(p))
+  return net.eval()
+
+
+def normal(*shape: int) -> np.ndarray:
+  return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def close(ours, theirs) -> None:
+  """Within 1e-4 of the peer's largest number."""
+  np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * abs(theirs).max())
+
+
+def nhwc(x: torch.Tensor) -> np.ndarray:
+  return x.detach().permute(0, 2, 3, 1).numpy()
+
+
+def nchw(x: np.ndarray) -> torch.Tensor:
+  return torch.tensor(np.moveaxis(x, -1, 1))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_unet(version: str, tmp_path: Path) -> None:
+  theirs = peer(version)
+  theirs.save_pretrained(tmp_path)
+  net = unet.described(tmp_path, SHAPE[0]).net
+  assert (net.heads, net.head_dim) == {"1": (4, 0), "2": (0, 16)}[version]
+  params = unet.load(net, SHAPE, tmp_path)
+  x, text, g = (normal(3, *shape) for shape in (SHAPE, TEXT, SHAPE))
+  steps = torch.tensor([0, 421, 999])
+  tx, ttext = nchw(x).requires_grad_(), torch.tensor(text).requires_grad_()
+  out = theirs(tx, steps, ttext).sample
+  out.backward(nchw(g))
+
+  @jax.jit
+  def ours(params, x, text):
+    logsnr = SCHEDULE.logsnr((jnp.asarray(steps) + 1) / 1000)
+    run = lambda p, x, s: net.apply({"params": p}, x, logsnr, Cond(seq=s))  # noqa: E731
+    y, back = jax.vjp(run, params, x, text)
+    return y, back(g)
+
+  y, (dparams, dx, dtext) = ours(params, x, text)
+  close(y, nhwc(out))
+  close(dx, nhwc(tx.grad))
+  close(dtext, ttext.grad.numpy())
+  grads = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
+  wanted = unet.convert(net, SHAPE, TEXT[1], grads, Path)
+  largest = max(abs(a).max() for a in jax.tree.leaves(wanted))
+  for own, other in zip(*map(jax.tree.leaves, (dparams, wanted)), strict=True):
+    np.testing.assert_allclose(own, other, rtol=0, atol=1e-4 * largest)
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_halves_and_parts(shards: bool, tmp_path: Path) -> None:
+  theirs = peer("1")
+  size = {"max_shard_size": "100KB"} if shards else {}
+  theirs.save_pretrained(tmp_path, variant="fp16", **size)
+  assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == shards
+  net = unet.described(tmp_path, SHAPE[0]).net
+  params = unet.load(net, SHAPE, tmp_path)
+  kernel = theirs.down_blocks[0].resnets[0].conv1.weight.detach().numpy()
+  np.testing.assert_array_equal(
+    params["down_0_0"]["conv_0"]["kernel"], kernel.transpose(2, 3, 1, 0)
+  )
+
+
+@pytest.fixture(scope="module")
+def codec() -> AutoencoderKL:
+  """Pictures of 32x16 to latents of 16x8."""
+  torch.manual_seed(1)
+  return AutoencoderKL(
+    block_out_channels=(32, 40),
+    down_block_types=("DownEncoderBlock2D",) * 2,
+    up_block_types=("UpDecoderBlock2D",) * 2,
+    norm_num_groups=8,
+    layers_per_block=1,
+    latent_channels=4,
+  ).eval()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_picture_of_a_text(version: str, codec: AutoencoderKL, tmp_path) -> None:
+  """Guided DDIM over latents, and the decoded picture, from one noise."""
+  steps, scale, kind = 10, 7.5, {"1": "epsilon", "2": "v_prediction"}[version]
+  scheduler = DDIMScheduler(
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    clip_sample=False,
+    set_alpha_to_one=False,
+    steps_offset=1,
+    prediction_type=kind,
+  )
+  pipeline = StableDiffusionPipeline(
+    vae=codec,
+    text_encoder=None,
+    tokenizer=None,
+    unet=peer(version),
+    scheduler=scheduler,
+    safety_checker=None,
+    feature_extractor=None,
+    requires_safety_checker=False,
+  )
+  pipeline.save_pretrained(tmp_path)
+  keys = sample_keys(jax.random.key(0), 2)
+  text, null = normal(2, *TEXT), normal(3, *TEXT)[2:]
+  pipeline.set_progress_bar_config(disable=True)
+  wanted = []
+  draw = functools.partial(
+    pipeline,
+    prompt_embeds=torch.tensor(text),
+    negative_prompt_embeds=torch.tensor(null.repeat(2, 0)),
+    latents=nchw(np.array(sampler.draw(keys, 0, SHAPE))),
+    height=32,
+    width=16,
+    num_inference_steps=steps,
+    guidance_scale=scale,
+    callback_on_step_end=lambda p, i, t, kept: wanted.append(kept["latents"]) or kept,
+  )
+  images = draw(output_type="np").images
+
+  net = unet.described(tmp_path / "unet", SHAPE[0]).net
+  params = unet.load(net, SHAPE, tmp_path / "unet")
+  schedule = noise.discrete(SCHEDULE, 1000)
+  both = Cond(seq=jnp.concatenate([text, null.repeat(2, 0)]))
+  prediction = {"1": "eps", "2": "v"}[version]
+
+  def denoise(x_t: jax.Array, logsnr: jax.Array) -> Estimate:
+    pair = (jnp.concatenate([a, a]) for a in (x_t, logsnr))
+    value = guide(net.apply({"params": params}, *pair, both), scale)
+    return Estimate(noise.to_x_eps(value, x_t, logsnr, "vp", prediction)[0], None)
+
+  settings = Settings(sampler="ddim", grid="leading", steps=steps)
+  grid = time_grid(schedule, settings)
+  x, latents = sampler.draw(keys, 0, SHAPE), []
+  # One step after the other, to see what lies between.
+  step = jax.jit(lambda x, t: sampler.solve(denoise, keys, x, t, "vp", settings)[0])
+  for i in range(steps):
+    x = step(x, grid[i : i + 2])
+    latents.append(x)
+  for own, other in zip(latents, wanted, strict=True):
+    close(own, nhwc(other))
+
+  decoder = Autoencoder(3, encoded=8, latent=4, widths=(32, 40), blocks=1)
+  file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+  weights = autoencoder.load(decoder, (32, 16, 3), file)
+  decode = functools.partial(decoder.apply, {"params": weights}, method="decode")
+  picture = jax.jit(decode)(x / codec.config.scaling_factor)
+  close(jnp.clip(picture / 2 + 0.5, 0, 1), images)
