@@ -10,7 +10,6 @@ import collections
 import hashlib
 import importlib.metadata
 import io
-import json
 import os
 import pickle
 import zipfile
@@ -104,46 +103,6 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     UserError: the file is missing or damaged.
   """
   return _read(path, lambda _: load_file(path))
-
-
-def read_shards(
-  directory: Path, stem: str
-) -> tuple[dict[str, np.ndarray], Callable[[str], Path]]:
-  """All arrays of a network in a directory as Hugging Face's libraries write it.
-
-  That is `stem`.safetensors, or several files that `stem`.safetensors.index.json names,
-  or either in half precision: `stem`.fp16.safetensors and
-  `stem`.safetensors.index.fp16.json.
-
-  Returns:
-    The arrays by name, and the file in which one of a name is or should be.
-
-  Raises:
-    UserError: a file is missing or damaged.
-  """
-  whole = [directory / f"{stem}{half}.safetensors" for half in ("", ".fp16")]
-  kinds = ("index.json", "index.fp16.json")
-  indices = [directory / f"{stem}.safetensors.{kind}" for kind in kinds]
-  found = next((path for path in (*whole, *indices) if path.exists()), None)
-  if found is None:
-    raise UserError(
-      f"{directory} holds neither {whole[0].name} nor {indices[0].name}: copy the whole"
-      " folder from where it is from."
-    )
-  if found in whole:
-    return read_safetensors(found), lambda name: found
-  try:
-    index = json.loads(found.read_text(encoding="utf-8"))["weight_map"]
-    # Names, not paths to elsewhere.
-    files = {name: directory / Path(file).name for name, file in index.items()}
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-    raise UserError(
-      f"{found} is damaged ({type(e).__name__}: {e}); download it again."
-    ) from e
-  arrays: dict[str, np.ndarray] = {}
-  for file in sorted(set(files.values())):
-    arrays |= read_safetensors(file)
-  return arrays, lambda name: files.get(name, found)
 
 
 def _read(path: Path, reader: Callable[[io.BufferedIOBase], Any]) -> Any:

@@ -1,6 +1,5 @@
 """A diffusion that starts from published weights: Stable Diffusion's U-Net."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from core.errors import UserError
 from core.family import Spec
 from nets import build
 from nets.pretrained import unet
+from nets.pretrained.hugging_face import read_json
 from nets.unet import UNet
 
 # What scheduler_config.json calls our settings, and what diffusers takes where it is
@@ -59,22 +59,17 @@ def check_scheduler(config: ConfigDict, file: Path) -> None:
   """Raises UserError if a scheduler's file tells of other noise; not without a file."""
   if not file.exists():
     return
-  try:
-    found = DEFAULTS | json.loads(file.read_text(encoding="utf-8"))
-    kind, name = found["prediction_type"], found["beta_schedule"]
-    theirs = {
-      "diffusion.prediction": PREDICTIONS.get(kind, kind),
-      "noise.schedule": name,
-      "model.clock": name,
-      "noise.zero_terminal": found["rescale_betas_zero_snr"],
-      f"noise.{name}.beta_start": found["beta_start"],
-      f"noise.{name}.beta_end": found["beta_end"],
-      f"noise.{name}.timesteps": found["num_train_timesteps"],
-    }
-  except (OSError, ValueError, TypeError) as e:
-    raise UserError(
-      f"{file} cannot be read ({type(e).__name__}: {e}): copy it again."
-    ) from e
+  found = DEFAULTS | read_json(file)
+  kind, name = found["prediction_type"], found["beta_schedule"]
+  theirs = {
+    "diffusion.prediction": PREDICTIONS.get(str(kind), kind),
+    "noise.schedule": name,
+    "model.clock": name,
+    "noise.zero_terminal": found["rescale_betas_zero_snr"],
+    f"noise.{name}.beta_start": found["beta_start"],
+    f"noise.{name}.beta_end": found["beta_end"],
+    f"noise.{name}.timesteps": found["num_train_timesteps"],
+  }
   for field, wanted in theirs.items():
     own: Any = config
     for part in field.split("."):

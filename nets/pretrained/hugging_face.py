@@ -16,9 +16,6 @@ from jaxtyping import Array, Float
 from core import weights
 from core.errors import UserError, unknown
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-
 
 def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
   """x sigmoid(1.702 x), which OpenAI's CLIP takes for GELU."""
@@ -91,24 +88,33 @@ class Tensors(NamedTuple):
   file_of: Callable[[str], Path]
 
 
-def files(directory: Path) -> list[Path]:
-  """The files of tensors: model.safetensors, or the shards that an index names.
+def files(directory: Path, stem: str = "model") -> list[Path]:
+  """The files of tensors: `stem`.safetensors, or the shards that an index names.
+
+  Or the same in half precision, `stem`.fp16.safetensors, as diffusers has it.
 
   Raises:
     UserError: there is neither, or the index is damaged.
   """
-  if (directory / WEIGHTS).exists():
-    return [directory / WEIGHTS]
-  if not (directory / INDEX).exists():
+  names = [f"{stem}{half}.safetensors" for half in ("", ".fp16")]
+  for name in names:
+    if (directory / name).exists():
+      return [directory / name]
+  index = _index(directory, stem)
+  if index is None:
     raise UserError(
-      f"{directory} has no {WEIGHTS} and no {INDEX}: copy there what the model has on"
-      " Hugging Face."
+      f"{directory} has no {names[0]} and no {names[0]}.index.json: copy there what the"
+      " model has on Hugging Face."
     )
-  return [directory / name for name in sorted(set(_shards(directory).values()))]
+  return [directory / name for name in sorted(set(_shards(index).values()))]
 
 
-def _shards(directory: Path) -> dict[str, str]:
-  file = directory / INDEX
+def _index(directory: Path, stem: str) -> Path | None:
+  names = (f"{stem}.safetensors.index{half}.json" for half in ("", ".fp16"))
+  return next((directory / name for name in names if (directory / name).exists()), None)
+
+
+def _shards(file: Path) -> dict[str, str]:
   found = read_json(file).get("weight_map")
   if not isinstance(found, dict) or not all(
     isinstance(name, str) and Path(name).name == name for name in found.values()
@@ -119,20 +125,21 @@ def _shards(directory: Path) -> dict[str, str]:
   return found
 
 
-def read_tensors(directory: Path) -> Tensors:
-  """All tensors of a directory.
+def read_tensors(directory: Path, stem: str = "model") -> Tensors:
+  """All tensors of a directory, from the `files` of that stem.
 
   Raises:
     UserError: a file is missing or damaged.
   """
   state: dict[str, np.ndarray] = {}
-  found = files(directory)
+  found = files(directory, stem)
   for file in found:
     state |= weights.read_safetensors(file)
-  if found == [directory / WEIGHTS]:
-    return Tensors(state, lambda _: directory / WEIGHTS)
-  shards = _shards(directory)
-  return Tensors(state, lambda name: directory / shards.get(name, INDEX))
+  index = _index(directory, stem)
+  if index is None or len(found) == 1:
+    return Tensors(state, lambda _: found[0])
+  shards = _shards(index)
+  return Tensors(state, lambda name: directory / shards.get(name, index.name))
 
 
 def prefix(state: dict[str, np.ndarray], name: str) -> str:

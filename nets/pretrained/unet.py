@@ -1,6 +1,5 @@
 """Stable Diffusion's U-Net: its published weights for nets/unet.py."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from core import weights
 from core.errors import UserError
 from nets.pretrained import convert as to
+from nets.pretrained.hugging_face import describing, read_json, read_tensors
 from nets.sizes import per_level
 from nets.unet import UNet
 from text.cond import Cond
@@ -137,18 +136,16 @@ def described(directory: Path, height: int, clock: str = "scaled_linear") -> Des
     UserError: config.json is missing or damaged, or describes another kind of network.
   """
   file = directory / "config.json"
-  refusal = (
-    f"which nets/unet.py has not: {directory} is none of Stable Diffusion 1 or 2."
-  )
-  try:
-    found = json.loads(file.read_text(encoding="utf-8"))
-    kind = found.get("_class_name", "UNet2DConditionModel")
-    if kind != "UNet2DConditionModel":
-      raise UserError(f"{file} is of {kind}, not of UNet2DConditionModel.")
-    for field, value in FIXED.items():
-      if found.get(field, value) != value:
-        raise UserError(f"{file} has {field}={found[field]!r}, {refusal}")
-    read = {field: found.get(field, value) for field, value in READ.items()}
+  found = read_json(file)
+  refusal = "which nets/unet.py has not; give the unet of Stable Diffusion 1 or 2."
+  kind = found.get("_class_name", "UNet2DConditionModel")
+  if kind != "UNet2DConditionModel":
+    raise UserError(f"{file} is of {kind}, not of UNet2DConditionModel.")
+  for field, value in FIXED.items():
+    if found.get(field, value) != value:
+      raise UserError(f"{file} has {field}={found[field]!r}, {refusal}")
+  read = {field: found.get(field, value) for field, value in READ.items()}
+  with describing(file, "a U-Net"):
     downs, ups = read["down_block_types"], read["up_block_types"]
     if bad := {*downs, *ups} - ATTENDS.keys():
       raise UserError(f"{file} has blocks {min(bad)}, {refusal}")
@@ -176,11 +173,6 @@ def described(directory: Path, height: int, clock: str = "scaled_linear") -> Des
       clock=clock,
     )
     return Described(net, int(read["in_channels"]), int(read["cross_attention_dim"]))
-  except (OSError, ValueError, TypeError, AttributeError) as e:
-    raise UserError(
-      f"{file} cannot be read as a configuration of a U-Net ({type(e).__name__}: {e}):"
-      " copy it again from where the weights are from."
-    ) from e
 
 
 def load(net: UNet, shape: tuple[int, int, int], directory: Path) -> to.Params:
@@ -211,7 +203,7 @@ def load(net: UNet, shape: tuple[int, int, int], directory: Path) -> to.Params:
   ):
     if wanted != own:
       raise UserError(f"{file} is of a U-Net that {what} {wanted} channels, not {own}.")
-  state, file_of = weights.read_shards(directory, STEM)
+  state, file_of = read_tensors(directory, STEM)
   return convert(net, shape, text, state, file_of)
 
 
