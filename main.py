@@ -11,16 +11,17 @@ from core import cli, parallel, snapshots
 from core.errors import UserError
 from core.train import Hook
 from core.train import train as run_training
-from core.workdir import open_workdir, reopen_workdir
+from core.workdir import open_workdir
 from data import source
 from eval.evaluate import Scorer, in_training, usual
-from pipelines import build, codecs, draw
+from pipelines import build, codecs, draw, stages, system
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "configs/FILE.py[:variant]")
 flags.DEFINE_string("workdir", None, "folder of the run")
 flags.DEFINE_multi_string("image", [], "what to edit or enlarge; repeatable")
 flags.DEFINE_string("mask", "", "picture, white where sample.edit=inpaint draws")
+flags.DEFINE_string("stage", "", "which part of a system; '' for all")
 flags.DEFINE_multi_string("prompt", [], "what to draw (--mode=sample); repeatable")
 
 
@@ -52,22 +53,20 @@ def train(config: ConfigDict, path: str) -> None:
 
 def sample(config: ConfigDict, path: str) -> None:
   """Writes pictures of each --prompt, and of how they form, to samples/."""
-  workdir = reopen_workdir(path, config)
-  family, run, state = build.trained(config, workdir)
+  config, family, run, state = system.opened(config, path)
   load = functools.cache(lambda: source.load(config.data, config.data.eval_split))
   asked = FLAGS.prompt, FLAGS.image, FLAGS.mask
   files = draw.request(config, family, run, load, *asked)
-  for file in files(state, workdir / "samples"):
+  for file in files(state, Path(path) / "samples"):
     print(file)
 
 
 def score(config: ConfigDict, path: str) -> None:
   """Scores the newest EMA weights; writes eval.json."""
-  workdir = reopen_workdir(path, config)
-  family, run, state = build.trained(config, workdir)
+  config, family, run, state = system.opened(config, path)
   load = functools.cache(functools.partial(source.load, config.data))
   metrics = tuple(config.eval.metrics) or usual(config, family, load)
-  Scorer(config, family, run, workdir, metrics, load).write(state)
+  Scorer(config, family, run, Path(path), metrics, load).write(state)
 
 
 def prepare(config: ConfigDict, path: str) -> None:
@@ -89,7 +88,8 @@ def main() -> None:
   parallel.initialize()
   parallel.keep_freed_memory()
   cli.be_quiet()
-  MODES[FLAGS.mode](config, FLAGS.workdir)
+  for own, path in stages.runs(config, FLAGS.workdir, FLAGS.mode, FLAGS.stage):
+    MODES[FLAGS.mode](own, path)
 
 
 if __name__ == "__main__":

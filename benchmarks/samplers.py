@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from core import parallel
-from core.workdir import read_json
+from core.workdir import read_config
 from data import source
 from eval import features, images, scores
 from pipelines import build, pictures, sample
@@ -97,7 +97,7 @@ class Drawer:
   """Pictures of a run by any sampler, always of the same noise and classes."""
 
   def __init__(self, workdir: Path):
-    self.config = ConfigDict(read_json(workdir / "config.json"))
+    self.config = read_config(workdir)
     _, self.run, self.state = build.trained(self.config, workdir)
 
   def __call__(

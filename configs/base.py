@@ -392,6 +392,36 @@ def autoregressive() -> ConfigDict:
   return a
 
 
+def system(draw: tuple[str, ...], **stages: ConfigDict) -> ConfigDict:
+  """Parts that are trained in the order given, each by the config of a run of its own.
+
+  What they share has one value for all: the data, the devices, the seed, and how many
+  pictures are drawn and scored, of what. All else is in `stages.NAME`.
+  """
+  c, last = ConfigDict(), stages[draw[-1]]
+  c.order = tuple(stages)  # in which the stages are trained
+  c.draw = draw  # the stages that draw, each from what the one before made
+  c.seed = last.seed
+  c.data, c.sample, c.eval = ConfigDict(), ConfigDict(), ConfigDict()
+  own = ("size", "channels", "batch_size", "low_size", "codec", "latents", "flip")
+  for name in sorted(set(last.data) - set(own)):
+    c.data[name] = last.data[name]
+  for name in ("num_images", "per_prompt", "prompts", "seed", "frames"):
+    c.sample[name] = last.sample[name]
+  for name in ("metrics", "num_images", "batch_size", "features", "reference_split"):
+    c.eval[name] = last.eval[name]
+  c.parallel = ConfigDict(last.parallel.to_dict())
+  for stage in stages.values():
+    stage.seed = c.get_ref("seed")
+    for part in ("data", "sample", "parallel"):
+      for name in c[part]:
+        stage[part][name] = c[part].get_ref(name)
+  for name in c.eval:
+    last.eval[name] = c.eval.get_ref(name)
+  c.stages = ConfigDict(stages)
+  return c
+
+
 def tiny(c: ConfigDict) -> ConfigDict:
   """Any config at the size that tests use: seconds on two cores."""
   c.data.size = min(c.data.size, 8)

@@ -186,8 +186,16 @@ def check(config: ConfigDict) -> None:
   """Raises UserError for a number out of its range (NaN is in none).
 
   In a tuple each number counts.
-  Fields that the config does not have are passed over: a family adds its own.
+  Fields that the config does not have are passed over: a family adds its own. Of a
+  system each stage is checked.
   """
+  for name, stage in config.get("stages", {}).items():
+    try:
+      check(stage)
+    except UserError as error:
+      raise UserError(f"stage {name}: {error}") from error
+  if "stages" in config:
+    return
   for field, allowed in RANGES.items():
     part, _, name = field.rpartition(".")
     holder = config.get(part) if part else config

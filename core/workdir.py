@@ -28,6 +28,9 @@ FREE = (
   "vae.iwae_samples",
   "optim.microbatches",
 )
+# Fields that name the folder of another run. '@NAME' is the folder NAME beside the
+# run's own; `config.json` has it so wherever it can, so that both may be moved.
+RUNS = ("data.codec", "distil.teacher", "sample.guide")
 
 
 def open_workdir(path: str, config: ConfigDict) -> Path:
@@ -47,7 +50,7 @@ def open_workdir(path: str, config: ConfigDict) -> Path:
       probe.touch()
       probe.unlink()
     hold(workdir)
-  new = json.loads(config.to_json_best_effort())
+  new = named(json.loads(config.to_json_best_effort()), workdir)
   file = workdir / "config.json"
   if file.exists():
     check_same(read_json(file), new, workdir)
@@ -76,6 +79,36 @@ def reopen_workdir(path: str, config: ConfigDict) -> Path:
     )
   check_same(read_json(file), json.loads(config.to_json_best_effort()), workdir)
   return workdir
+
+
+def read_config(workdir: Path) -> ConfigDict:
+  """The config of the run in a folder.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  return resolved(ConfigDict(read_json(workdir / "config.json")), workdir)
+
+
+def resolved(config: ConfigDict, workdir: Path) -> ConfigDict:
+  """A copy of the config of a run in `workdir`, with the folders that '@NAME' names."""
+  config = config.copy_and_resolve_references()
+  for section, name in (field.split(".") for field in RUNS):
+    part = config.get(section, {})
+    if part.get(name, "").startswith("@"):
+      part[name] = os.path.normpath(workdir.parent / part[name][1:])
+  return config
+
+
+def named(tree: dict[str, Any], workdir: Path) -> dict[str, Any]:
+  """A config as nested dicts, with '@NAME' for the folder NAME beside `workdir`."""
+  tree, home = dict(tree), workdir.absolute().parent
+  for section, name in (field.split(".") for field in RUNS):
+    value = tree.get(section, {}).get(name, "")
+    place = Path(os.path.normpath(Path(value).absolute()))
+    if value and not value.startswith("@") and place.parent == home:
+      tree[section] = tree[section] | {name: f"@{place.name}"}
+  return tree
 
 
 _held: dict[Path, TextIO] = {}
@@ -107,7 +140,7 @@ def hold(workdir: Path) -> None:
 
 def check_same(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> None:
   """Raises UserError naming each field that would change the model or the data."""
-  old, new = dict(flat(old)), dict(flat(new))
+  old, new = (dict(flat(named(tree, workdir))) for tree in (old, new))
   for tree in (old, new):
     if tree.get("data.path"):
       tree["data.path"] = os.path.normpath(tree["data.path"])

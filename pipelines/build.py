@@ -20,7 +20,7 @@ from core.errors import UserError
 from core.family import Batch, Family, Spec, State
 from core.log import say
 from core.parallel import Parallel
-from core.workdir import flat, read_json, write_atomic
+from core.workdir import flat, read_config, read_json, write_atomic
 from data.batches import eval_batches, train_batches
 from data.source import Dataset
 from diffusion import weights as diffusion
@@ -202,8 +202,14 @@ def conditions(
   captions: Sequence[str],
   labels: Sequence[int],
   images: Float[np.ndarray, "n h w c"] | None = None,
-) -> Cond:
-  """The raw conditions of captions, labels and, for super-resolution, pictures."""
+) -> Cond | dict[str, Cond]:
+  """The raw conditions of captions, labels and, for super-resolution, pictures.
+
+  Of what several stages draw together (`pipelines/system.py`): those of each.
+  """
+  if "stages" in config:
+    parts = config.stages
+    return {name: conditions(parts[name], captions, labels) for name in config.draw}
   make_cond = encoders.raw(config.text)
   conds = [make_cond(*pair) for pair in zip(captions, labels, strict=True)]
   cond = jax.tree.map(lambda *leaves: np.stack(leaves), *conds)
@@ -290,12 +296,11 @@ def config_of(
     UserError: there is no run, or a field differs.
   """
   ours = fields_of(config)
-  file = Path(ours[setting]) / "config.json"
-  if not file.exists():
+  if not (Path(ours[setting]) / "config.json").exists():
     raise UserError(
       f"no run in {setting}={ours[setting]}; give the --workdir of a trained one."
     )
-  found = ConfigDict(read_json(file))
+  found = read_config(Path(ours[setting]))
   theirs = fields_of(found)
   for field in same:
     if ours.get(field) != theirs.get(field):

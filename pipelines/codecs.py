@@ -17,7 +17,7 @@ from core.errors import UserError, unknown
 from core.family import Codec, Family, Samples, Spec, State
 from core.log import say
 from core.parallel import Parallel
-from core.workdir import read_json, written
+from core.workdir import read_config, written
 from data.dataset import Dataset, Example
 from pipelines import pictures
 
@@ -31,12 +31,11 @@ def config_of(config: ConfigDict) -> ConfigDict:
     UserError: there is no run, or it codes pictures of another size.
   """
   workdir = config.data.codec
-  file = Path(workdir) / "config.json"
-  if not file.exists():
+  if not (Path(workdir) / "config.json").exists():
     raise UserError(
       f"no run in data.codec={workdir}; give the --workdir of a trained autoencoder."
     )
-  theirs = ConfigDict(read_json(file))
+  theirs = read_config(Path(workdir))
   for field in ("size", "channels"):
     if theirs.data[field] != config.data[field]:
       raise UserError(

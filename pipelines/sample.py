@@ -114,7 +114,12 @@ def batch_sampler(
     )
     if negative:
       others = build.conditions(config, [negative] * size, [0] * size)
-      cond = cond.replace(negative=others)
+      cond = jax.tree.map(
+        lambda own, other: own.replace(negative=other),
+        cond,
+        others,
+        is_leaf=lambda part: isinstance(part, Cond),
+      )
     cond = run.put(slice_of_process(cond))
     out = fn(state, np.uint32(first), cond, codec.state if codec else None)
     images, frames, nfe = jax.device_get(out)

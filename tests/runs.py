@@ -17,11 +17,13 @@ from core.family import Batch
 from pipelines import build
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = sorted(
+FILES = sorted(
   file.relative_to(ROOT).as_posix()
   for file in (ROOT / "configs").rglob("*.py")
   if file.name not in ("__init__.py", "base.py")
 )
+SYSTEMS = [file for file in FILES if file.startswith("configs/pipelines/")]
+CONFIGS = [file for file in FILES if file not in SYSTEMS]
 
 
 def load_config(file: str, variant: str = "tiny") -> ConfigDict:

@@ -1,0 +1,1 @@
+"""Systems: parts that are trained one after the other and draw together."""

@@ -1,0 +1,190 @@
+"""Systems: stages trained in order, put together, moved and stopped."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import base
+from core.checkpoint import Checkpoints
+from core.errors import UserError
+from core.family import Family, Samples, State, sample_keys
+from core.workdir import open_workdir, read_config
+from pipelines import build, stages, system
+from tests.runs import (
+  SYSTEMS,
+  command,
+  load_config,
+  on_folder,
+  picture_folder,
+  variants,
+)
+from tests.runs import run as execute
+from text.cond import Cond
+
+TINY = "configs/pipelines/imagen.py:tiny"
+
+
+def state(**ema: object) -> State:
+  return State(step=jnp.int32(0), params={}, opt={}, ema=ema, extra={})
+
+
+def drawing(size: int, nfe: int) -> Family:
+  """Draws noise of its weight, on top of the picture it is given."""
+
+  def sample(state: State, rng: jax.Array, cond: Cond, n: int) -> Samples:
+    noise = jax.vmap(lambda key: jax.random.normal(key, (size, size, 1)))(rng)
+    images = state.ema["weight"] * noise
+    if cond.image is not None:
+      images += jax.image.resize(cond.image, images.shape, "nearest")
+    frames = jnp.stack([jnp.zeros_like(images), images])
+    return Samples(images, frames, jnp.full(n, nfe))
+
+  return Family(init=None, step=None, sample=sample, evals={})
+
+
+def test_a_cascade_is_its_stages_one_after_the_other() -> None:
+  """Each has draws of its own of a sample's key, and the picture of the one before."""
+  parts = {
+    "small": system.Stage(drawing(2, 3), None),
+    "large": system.Stage(drawing(4, 5), None),
+  }
+  weights = {
+    "small": system.Weights(state(weight=jnp.float32(2)), None),
+    "large": system.Weights(state(weight=jnp.float32(0.5)), None),
+  }
+  keys, cond = sample_keys(jax.random.key(1), 3), {"small": Cond(), "large": Cond()}
+  drawn = system.composed(parts).sample(state(**weights), keys, cond, 3)
+  for i in range(3):
+    key = jax.random.fold_in(jax.random.key(1), i)
+    small = 2 * jax.random.normal(jax.random.fold_in(key, 0), (2, 2, 1))
+    fine = jax.random.normal(jax.random.fold_in(key, 1), (4, 4, 1)) / 2
+    coarse = jnp.kron(small[..., 0], jnp.ones((2, 2)))[..., None]
+    np.testing.assert_allclose(drawn.images[i], coarse + fine, rtol=1e-6)
+    np.testing.assert_allclose(drawn.frames[1, i], coarse, rtol=1e-6)
+    np.testing.assert_allclose(drawn.frames[3, i], drawn.images[i])
+  assert drawn.frames.shape == (4, 3, 4, 4, 1)
+  assert drawn.nfe.tolist() == [8, 8, 8]
+
+
+@pytest.mark.parametrize("file", SYSTEMS)
+def test_every_variant_of_a_system_fits_together(file: str) -> None:
+  """Each stage's networks are built without their numbers, over its codec's latents."""
+  for variant in variants(file):
+    config = load_config(file, variant) if variant else load_config(file)
+    stages.check(config)
+    for name in config.order:
+      own = ConfigDict(config.stages[name].to_dict())
+      assert own.family, name
+      assert own.data.name == config.data.name
+
+
+def test_shared_fields_have_one_value() -> None:
+  config = load_config("configs/pipelines/imagen.py")
+  config.data.path, config.seed, config.sample.per_prompt = "somewhere", 7, 9
+  for name in config.order:
+    own = config.stages[name]
+    assert (own.data.path, own.seed, own.sample.per_prompt) == ("somewhere", 7, 9)
+  assert config.stages.small.data.size == 4
+  assert config.stages.large.data.size == 8
+
+
+def linked(**fields: object) -> ConfigDict:
+  config = load_config("configs/pipelines/imagen.py")
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+@pytest.mark.parametrize(
+  ("config", "message"),
+  [
+    (linked(draw=("large",)), "starts from a small picture"),
+    (linked(draw=("small", "small")), "makes 4x4x3"),
+    (linked(draw=()), "draw must name"),
+    (linked(draw=("huge",)), "draw='huge' is unknown"),
+    (linked(**{"stages.large.data.low_size": 2}), "starts from pictures of 2x2x3"),
+    (linked(**{"stages.small.data.codec": "@large"}), "not trained before it"),
+    (linked(**{"stages.small.data.codec": "@other"}), "'other'"),
+  ],
+)
+def test_stages_that_do_not_fit_are_refused(config: ConfigDict, message: str) -> None:
+  with pytest.raises(UserError, match=message):
+    stages.check(config)
+
+
+def test_stages_of_a_plain_config_are_refused() -> None:
+  plain = base.get_config()
+  assert [path for _, path in stages.runs(plain, "a/b", "train", "")] == ["a/b"]
+  with pytest.raises(UserError, match="is for systems"):
+    list(stages.runs(plain, "a/b", "train", "codec"))
+
+
+def test_a_system_from_the_command_line(tmp_path: Path) -> None:
+  """Stage by stage, stopped and moved; drawn and scored as one."""
+  folder, home = picture_folder(tmp_path / "pictures"), tmp_path / "sd"
+  flags = (*on_folder(folder), "--config.eval.metrics=('loss','fd')")
+  config = "configs/pipelines/stable_diffusion.py:tiny"
+
+  def ask(*more: str, workdir: Path = home) -> str:
+    done = execute(command(workdir, *flags, *more, config=config))
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+  refused = execute(command(home, *flags, "--stage=generator", config=config))
+  assert refused.returncode == 2
+  assert "stage generator needs codec" in refused.stderr
+  ask("--stage=codec")
+  assert not (home / "generator").exists()
+  said = ask()
+  assert "stage codec: its 4 steps are done" in said
+  assert read_config(home / "generator").data.codec == str(home / "codec")
+  stored = json.loads((home / "generator" / "config.json").read_text())
+  assert stored["data"]["codec"] == "@codec"
+  moved = tmp_path / "moved"
+  shutil.move(home, moved)
+  assert "red_heart.png" in ask("--mode=sample", "--prompt=red heart", workdir=moved)
+  ask("--mode=eval", workdir=moved)
+  scores = json.loads((moved / "eval.json").read_text())
+  assert np.isfinite(scores["loss"])
+  assert scores["step"] == 4
+
+
+def test_a_cascade_draws_what_its_stages_would(tmp_path: Path) -> None:
+  """From trained runs: the pictures of `opened` are those of a chain by hand."""
+  folder = picture_folder(tmp_path / "pictures")
+  config = load_config("configs/pipelines/imagen.py")
+  config.data.name, config.data.path = "folder", str(folder)
+  config.data.match, config.data.eval_split = "", "train"
+  config.data.languages = ("en",)
+  config.parallel.backend = "jit"
+  saved = {}
+  for name in config.order:
+    saved[name] = untrained(config.stages[name], tmp_path / "run" / name)
+  front, family, run, whole = system.opened(config, str(tmp_path / "run"))
+  assert front.data.size == 8
+  assert front.data.low_size == 0
+  cond = build.conditions(front, ["colour 1", "colour 2"], [0, 0])
+  keys = sample_keys(jax.random.key(3), 2)
+  drawn = jax.jit(lambda *a: family.sample(*a, 2))(whole, keys, cond)
+  fold = jax.vmap(jax.random.fold_in, (0, None))
+  (small, s_state), (large, l_state) = saved["small"], saved["large"]
+  first = jax.jit(lambda *a: small.sample(*a, 2))(s_state, fold(keys, 0), cond["small"])
+  given = cond["large"].replace(image=first.images)
+  second = jax.jit(lambda *a: large.sample(*a, 2))(l_state, fold(keys, 1), given)
+  np.testing.assert_allclose(drawn.images, second.images, atol=1e-5)
+  assert (drawn.nfe == first.nfe + second.nfe).all()
+
+
+def untrained(config: ConfigDict, path: Path) -> tuple[Family, State]:
+  """A run with the weights that its family starts from."""
+  workdir, family = open_workdir(str(path), config), build.family(config)
+  state = jax.jit(family.init)(jax.random.key(5), build.example_batch(config))
+  checkpoints = Checkpoints(workdir)
+  checkpoints.save(0, state)
+  checkpoints.close()
+  return family, state
