@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
   c.text.drop = 0.1  # share of conditions dropped in training, for guidance
 
   c.model = ConfigDict()
-  c.model.net = "dit"  # dit, unet or efficient_unet
+  c.model.net = "dit"  # dit, unet, efficient_unet; prior, of vectors
   c.model.dtype = "float32"  # of the computation; or bfloat16. The state is float32
   c.model.remat = False  # recompute activations in the backward pass, to save memory
   c.model.dropout = 0.0
@@ -376,6 +376,14 @@ def mixture() -> ConfigDict:
   return m
 
 
+def pca() -> ConfigDict:
+  """Principal components of the data, or of their embeddings (`vae/pca.py`)."""
+  p = ConfigDict()
+  p.components = 319  # directions that are kept
+  p.buckets = 1024  # values of the token of each
+  return p
+
+
 def autoregressive() -> ConfigDict:
   """Autoregressive models (`autoregressive/`) but the plain decoder."""
   a = ConfigDict()
@@ -445,6 +453,8 @@ def tiny(c: ConfigDict) -> ConfigDict:
   if "autoregressive" in c:
     c.autoregressive.head_dim, c.autoregressive.head_depth = 16, 1
     c.sample.head_steps = 4
+  if "pca" in c:
+    c.pca.components, c.pca.buckets = 4, 16
   if "vae" in c:
     c.vae.codes, c.vae.latent_channels, c.vae.perceptual_weight = 16, 4, 0.0
     c.vae.groups = (1,) * len(c.model.widths)

@@ -68,6 +68,8 @@ RANGES = {
   "mixture.floor": POSITIVE,
   "mixture.power": SHARE,
   "mixture.smoothing": POSITIVE,
+  "pca.components": COUNT,
+  "pca.buckets": Range(2),
   "flow.levels": COUNT,
   "flow.steps": COUNT,
   "flow.bins": Range(2),

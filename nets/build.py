@@ -9,6 +9,7 @@ from core.errors import unknown
 from nets.dit import DiT
 from nets.efficient_unet import EfficientUNet
 from nets.embeddings import fourier
+from nets.prior import Prior
 from nets.unet import UNet
 from text.cond import Cond
 
@@ -51,7 +52,7 @@ class WithFourier(nn.Module):
 
 
 def make(model: ConfigDict, out_channels: int) -> nn.Module:
-  """The network named by `model.net`: 'dit', 'unet' or 'efficient_unet'.
+  """The network named by `model.net`: 'dit', 'unet', 'efficient_unet' or 'prior'.
 
   Raises:
     UserError: unknown network, dtype or other choice.
@@ -109,4 +110,8 @@ def _make(model: ConfigDict, out_channels: int) -> nn.Module:
         text_levels=tuple(model.text_levels),
         **unet,
       )
-  raise unknown("model.net", model.net, ("dit", "unet", "efficient_unet"))
+    case "prior":
+      return Prior(
+        dim=model.dim, depth=model.depth, heads=model.heads, scan=model.scan, **common
+      )
+  raise unknown("model.net", model.net, ("dit", "unet", "efficient_unet", "prior"))
