@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from ml_collections import ConfigDict
 
 from autoregressive import decoder, sequence
+from autoregressive.settings import refuse_others
 from core.errors import UserError
 from core.family import Family, Spec
 from core.levels import bits
@@ -25,8 +26,9 @@ def make(config: ConfigDict, spec: Spec) -> Family:
 
   The loss is w text + (1 - w) picture, w = `autoregressive.text_weight`, each the mean
   of -log2 p over its own tokens: in the paper w = 1/8. The padding that ends a text
-  counts. Both are evals: `text_bits` a byte, and of the picture given its text `bpd` or
-  `bits_per_token`.
+  counts, and a text that is dropped (`text.drop`, for guidance) is told as an empty
+  one. Both are evals: `text_bits` a byte, of `text.max_tokens`, and of the picture
+  given its text `bpd` or `bits_per_token`.
 
   Raises:
     UserError: latents, no text, or settings that a decoder cannot take.
@@ -36,6 +38,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
       "autoregressive.dalle tells texts too: set text.encoder to 'bytes', not"
       f" {config.text.encoder!r}."
     )
+  refuse_others(config, "text_weight")
   numbers = sequence.make(config.family, spec)
   net = decoder.transformer(config)
   stream = JointStream(TextItems(net.dim), net, spec.shape, numbers.vocab)

@@ -111,11 +111,12 @@ def of_stream(
     cond = cond.with_null() if guides else cond.replace(negative=None)
     batch = 2 * n if guides else n
     start = decoding.begin(stream, params, cond, batch, numbers.length)
-    count = round((1 - config.sample.strength) * numbers.length)
+    kept_share = 0.0 if known is None else 1 - config.sample.strength
+    count = round(kept_share * numbers.length)
     found = decoding.decode(
       *start, sample_keys(rng, n), numbers.length, settings, known, count
     )
-    return numbers.film(found, config.sample.frames)
+    return numbers.film(found, config.sample.frames, count)
 
   def sample(params: PyTree, rng: Array, cond: Cond, n: int) -> Samples:
     return drawn(params, rng, cond, n, None)

@@ -46,7 +46,7 @@ def decode(
 
   def pick(logits: Float[Array, "b v"], i: Int[Array, ""]) -> Int[Array, " n"]:
     if guided:
-      scale = sampling.scale_at(settings, i / max(length - 1, 1))
+      scale = sampling.scale_at(settings, (i + 1) / length)
       logits = guide(logits, scale)
     drawn = sampling.draw(sampling.filtered(logits, settings), keys, i)
     if known is None:

@@ -1,8 +1,7 @@
 """MAR: continuous vectors in a random order, each told by a small diffusion.
 
 Li et al. 2024 (arXiv:2406.11838): what a transformer knows of a hidden place, z,
-conditions a denoiser of its vector, so that p(x_i | shown) needs no codebook. The noise
-is that of `core/noise.py`.
+conditions a denoiser of its vector, so that p(x_i | shown) needs no codebook.
 """
 
 from typing import NamedTuple
@@ -10,24 +9,22 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 from ml_collections import ConfigDict
 
-from autoregressive import decoder, masking, sampling
-from core import checks, noise
-from core.errors import unknown
+from autoregressive import decoder, diffusion_head, masking, sampling
+from autoregressive.settings import refuse_others
+from core import checks
 from core.family import (
   Batch,
   Family,
   Given,
-  Metrics,
   Samples,
   Spec,
   check_spec,
   example_keys,
   sample_keys,
 )
-from core.step import from_loss
 from nets import build
 from nets.dit import patchify, unpatchify
 from nets.masked import DiffusionHead, Masked, MaskedVectors
@@ -44,9 +41,9 @@ def make(config: ConfigDict, spec: Spec) -> Family:
 
   A picture is its patches of `model.patch`, of latents say 1. In training a share of
   them is hidden, drawn from N(1, 0.25^2) cut to [0.7, 1]; the loss is the mean over the
-  hidden of |prediction - target|^2 (eq. 3), at `autoregressive.draws` noise levels
-  each, in the space of `autoregressive.prediction`: eps in the paper. It is the eval
-  `loss` too.
+  hidden of the mean square of prediction - target, at `autoregressive.draws` noise
+  levels each (section 3.2), in the space of `autoregressive.prediction`: eps in the
+  paper. It is the eval `loss` too.
 
   Edits: inpaint, which draws the patches in which the mask is anywhere 1.
 
@@ -54,15 +51,14 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     UserError: tokens, or settings that it cannot take.
   """
   check_spec(config.family, spec, latents=True)
+  refuse_others(config, "schedule", "prediction", "head_dim", "head_depth", "draws")
   own, settings = config.autoregressive, sampling.make(config.sample)
   checks.refuse_small_pictures(config)
   checks.refuse(config, "sample", top_k=0, top_p=1.0)
   encoders.check_guidance(config.text, settings.guidance_scale)
-  if own.prediction not in noise.PREDICTIONS:
-    raise unknown("autoregressive.prediction", own.prediction, noise.PREDICTIONS)
-  schedule, (height, width, _) = noise.make(config.noise), spec.shape
+  diffusion, (height, width, channels) = diffusion_head.make(config), spec.shape
   patch, frames = config.model.patch, min(config.sample.frames, config.sample.steps)
-  length = (height // patch) * (width // patch)
+  length, size = (height // patch) * (width // patch), patch * patch * channels
   plan = planned(own.schedule, config.sample.steps, length)
   net = network(config, spec)
   guides = settings.guidance_scale != 1 and config.text.encoder != "none"
@@ -88,19 +84,13 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     z = net.apply({"params": params}, x, hidden, cond, **how)
     # The draws of a place lie behind one another.
     x, z = (jnp.concatenate([a] * own.draws, axis=1) for a in (x, z))
-    t = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:2]))(keys[:, 2])
-    eps = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys[:, 3])
-    # Without the ends, where a density's inverse may be infinite.
-    logsnr = schedule.logsnr(schedule.density(jnp.clip(t, 1e-5, 1 - 1e-5)))
-    flat = [a.reshape(-1, *a.shape[2:]) for a in (x, eps, logsnr)]
-    x_t = noise.diffuse(*flat, schedule.scaling).reshape(x.shape)
-    target = noise.target(*flat, schedule.scaling, own.prediction).reshape(x.shape)
-    found = net.apply({"params": params}, x_t, logsnr, z, method="denoise")
-    error = jnp.mean((found - target) ** 2, axis=-1).reshape(len(x), own.draws, length)
-    return jnp.sum(error.mean(1) * hidden, axis=1) / count
 
-  def loss(params: PyTree, batch: Batch, rng: Array) -> tuple[Array, Metrics]:
-    return losses(params, batch, rng, True), {}
+    def denoise(x_t: Vectors, logsnr: Array) -> Vectors:
+      return net.apply({"params": params}, x_t, logsnr, z, method="denoise")
+
+    found = diffusion_head.losses(diffusion, denoise, x, keys[:, 2], keys[:, 3])
+    each = found.reshape(len(x), own.draws, length).mean(1)
+    return jnp.sum(each * hidden, axis=1) / count
 
   def drawn(
     params: PyTree,
@@ -111,7 +101,8 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   ) -> Samples:
     """All places in a random order, as many at a step as `plan` says.
 
-    Of them the hidden ones are drawn; the others stay as they are.
+    Of them the hidden ones are drawn; the others stay as they are. Draw j of a place
+    comes from the sample's key and the place.
     """
     n, keys, rows = len(x), sample_keys(rng, len(x)), jnp.arange(len(x))[:, None]
     cond = cond.with_null() if guides else cond.replace(negative=None)
@@ -130,8 +121,17 @@ def make(config: ConfigDict, spec: Spec) -> Family:
       places = order[:, own_places]
       both = jnp.concatenate([places, places]) if guides else places
       z = jnp.take_along_axis(z, both[..., None], axis=1)
-      scale = sampling.scale_at(settings, plan.first[i] / length)
-      new = denoised(params, z, keys, places, scale)
+      scale = sampling.scale_at(settings, plan.first[i + 1] / length)
+      own_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, places + 1)
+
+      def denoise(x_t: Vectors, logsnr: Array) -> Vectors:
+        given = x_t, logsnr
+        if guides:
+          given = (jnp.concatenate([a, a]) for a in given)
+        told = net.apply({"params": params}, *given, z, method="denoise")
+        return guide(told, scale) if guides else told
+
+      new = diffusion_head.draw(diffusion, denoise, own_keys, size)
       written = (at < plan.first[i + 1]) & jnp.take_along_axis(hidden, places, axis=1)
       target = jnp.where(written, places, length)
       canvas = canvas.at[rows, target].set(new, mode="drop")
@@ -146,67 +146,16 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     stages = jax.lax.map(shown, film)
     return Samples(stages[-1], stages, jnp.full(n, config.sample.steps, jnp.int32))
 
-  def denoised(
-    params: PyTree,
-    z: Float[Array, "m k d"],
-    keys: Key[Array, " n"],
-    places: Int[Array, "n k"],
-    scale: Float[Array, ""],
-  ) -> Float[Array, "n k v"]:
-    """Draws of the head: DDPM's steps, with `temperature` times their noise.
-
-    Draw j of a place comes from the sample's key and the place.
-    """
-    size, count = (*places.shape, patch * patch * spec.shape[-1]), len(keys)
-    own_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, places + 1)
-    flat = own_keys.reshape(-1)
-    times = 1 - jnp.arange(config.sample.head_steps) / config.sample.head_steps
-    grid = jnp.append(schedule.logsnr(times), jnp.inf)
-
-    def normal(j: Array | int) -> Float[Array, "a v"]:
-      drawn = sampling.keys_at(flat, j)
-      return jax.vmap(lambda key: jax.random.normal(key, size[-1:]))(drawn)
-
-    def step(x_t: Array, j: Array) -> tuple[Array, None]:
-      twice = x_t.reshape(size)
-      if guides:
-        twice = jnp.concatenate([twice, twice])
-      level = jnp.full(twice.shape[:2], grid[j])
-      found = net.apply({"params": params}, twice, level, z, method="denoise")
-      if guides:
-        found = guide(found, scale)
-      logsnr, later = (jnp.full(len(x_t), grid[j + k]) for k in (0, 1))
-      args = found.reshape(x_t.shape), x_t, logsnr, schedule.scaling, own.prediction
-      x_hat, _ = noise.to_x_eps(*args)
-      fresh = settings.temperature * normal(j + 1)
-      x_s = noise.posterior(x_t, x_hat, fresh, logsnr, later, schedule.scaling)
-      return jnp.where(jnp.isposinf(grid[j + 1]), x_hat, x_s), None
-
-    start = noise.prior_std(grid[0], schedule.scaling) * normal(0)
-    x, _ = jax.lax.scan(step, start, jnp.arange(config.sample.head_steps))
-    return x.reshape(count, *size[1:])
-
   def shown(x: Vectors) -> Float[Array, "n h w c"]:
     images = unpatchify(x, height, width, patch)
     return jnp.clip(images, -1, 1) if spec.pixels else images
 
-  def sample(params: PyTree, rng: Array, cond: Cond, n: int) -> Samples:
-    x = jnp.zeros((n, length, patch * patch * spec.shape[-1]))
-    return drawn(params, rng, cond, x, jnp.ones(x.shape[:2], bool))
-
-  def inpaint(params: PyTree, rng: Array, cond: Cond, given: Given) -> Samples:
+  def read(given: Given) -> tuple[Vectors, Bool[Array, "n l"]]:
     hidden = (patchify(given.mask, patch) > 0.5).any(-1)
-    return drawn(params, rng, cond, patchify(given.images, patch), hidden)
+    return patchify(given.images, patch), hidden
 
-  edits = {"inpaint": inpaint}
-  checks.check_edit(config, edits)
-  return from_loss(
-    config,
-    init=init,
-    loss=loss,
-    sample=sample,
-    evals={"loss": lambda *args: losses(*args, False)},
-    edits=edits,
+  return masking.family_of(
+    config, spec, init=init, losses=losses, draw=drawn, read=read, name="loss"
   )
 
 
@@ -227,7 +176,8 @@ def planned(schedule: str, steps: int, length: int) -> Plan:
 
   As in the authors' code, but that a step may draw none.
   """
-  left = np.floor(masking.hidden_shares(schedule, steps) * length + 1e-6).astype(int)
+  shares = masking.hidden_shares(schedule, steps)
+  left = np.floor(shares * length + masking.ROUNDING).astype(int)
   first = length - np.concatenate([[length], left])
   return Plan(jnp.asarray(first), int(np.diff(first).max()))
 

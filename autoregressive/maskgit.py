@@ -11,19 +11,18 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ml_collections import ConfigDict
 
 from autoregressive import decoder, masking, sampling, sequence
+from autoregressive.settings import refuse_others
 from core import checks
 from core.family import (
   Batch,
   Family,
   Given,
-  Metrics,
   Samples,
   Spec,
   example_keys,
   sample_keys,
 )
 from core.levels import bits
-from core.step import from_loss
 from nets import build
 from nets.masked import Masked, MaskedTokens
 from text import encoders
@@ -40,9 +39,10 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   """The family of a transformer that tells hidden numbers from all that are shown.
 
   In training ceil(gamma(r) N) of N numbers are hidden, r ~ U(0, 1), gamma the
-  `autoregressive.schedule`; the loss is the mean over them of -log2 p, with
-  `autoregressive.label_smoothing` (eq. 1). Its eval is `bits_per_hidden`, without the
-  smoothing; it is no likelihood of the picture.
+  `autoregressive.schedule`; the loss is the mean over them of -log2 p (eq. 1), with
+  `autoregressive.label_smoothing` a: (1 - a) times it and a times the mean of -log2
+  over all values. Its eval is `bits_per_hidden`, without the smoothing; it is no
+  likelihood of the picture.
 
   Edits: inpaint, which draws where the mask is 1.
 
@@ -50,6 +50,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     UserError: latents, or settings that it cannot take.
   """
   numbers, own = sequence.make(config.family, spec), config.autoregressive
+  refuse_others(config, "schedule", "label_smoothing")
   settings, steps = sampling.make(config.sample), config.sample.steps
   shares = jnp.asarray(masking.hidden_shares(own.schedule, steps), jnp.float32)
   checks.refuse_small_pictures(config)
@@ -83,9 +84,6 @@ def make(config: ConfigDict, spec: Spec) -> Family:
       nats = (1 - own.label_smoothing) * nats + own.label_smoothing * even
     return bits(jnp.sum(hidden * nats, axis=1) / count, 1)
 
-  def loss(params: PyTree, batch: Batch, rng: Array) -> tuple[Array, Metrics]:
-    return losses(params, batch, rng, True), {}
-
   def drawn(
     params: PyTree,
     rng: Array,
@@ -96,8 +94,9 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     """Step t tells all that is hidden, and hides again what it is least sure of.
 
     Sure is log p + tau (1 - t / steps) Gumbel noise, tau =
-    `sample.choice_temperature`; ceil(gamma(t / steps) N) stay hidden, N of them to
-    begin with.
+    `sample.choice_temperature`, and p guided, but as it is without temperature and
+    filters, which make all alike. ceil(gamma(t / steps) N) stay hidden, N of them to
+    begin with. A frame is all that is told at its step.
     """
     n, keys, first = len(x), sample_keys(rng, len(x)), hidden.sum(1)
     cond = cond.with_null() if guides else cond.replace(negative=None)
@@ -107,13 +106,12 @@ def make(config: ConfigDict, spec: Spec) -> Family:
       if not guides:
         return net.apply({"params": params}, *two, cond)
       both = (jnp.concatenate([a, a]) for a in two)
-      drawn_already = 1 - jnp.where(i > 0, shares[i - 1], 1.0)
-      scale = sampling.scale_at(settings, drawn_already)
+      scale = sampling.scale_at(settings, 1 - shares[i])
       return guide(net.apply({"params": params}, *both, cond), scale)
 
     def body(canvas: _Canvas, i: Array) -> tuple[_Canvas, None]:
-      logits = sampling.filtered(told(canvas, i), settings)
-      found = sampling.draw(logits, keys, 2 * i)
+      logits = told(canvas, i)
+      found = sampling.draw(sampling.filtered(logits, settings), keys, 2 * i)
       found = jnp.where(canvas.hidden, found, canvas.numbers)
       noise = jax.vmap(lambda key: jax.random.gumbel(key, (length,)))(
         sampling.keys_at(keys, 2 * i + 1)
@@ -135,24 +133,18 @@ def make(config: ConfigDict, spec: Spec) -> Family:
       jnp.full(n, steps, jnp.int32),
     )
 
-  def sample(params: PyTree, rng: Array, cond: Cond, n: int) -> Samples:
-    x = jnp.zeros((n, length), jnp.int32)
-    return drawn(params, rng, cond, x, jnp.ones(x.shape, bool))
-
-  def inpaint(params: PyTree, rng: Array, cond: Cond, given: Given) -> Samples:
+  def read(given: Given) -> tuple[Int[Array, "n l"], Bool[Array, "n l"]]:
     mask = jnp.broadcast_to(given.mask > 0.5, given.images.shape)
-    x = numbers.read(given.images)
-    return drawn(params, rng, cond, x, mask.reshape(len(mask), -1))
+    return numbers.read(given.images), mask.reshape(len(mask), -1)
 
-  edits = {"inpaint": inpaint}
-  checks.check_edit(config, edits)
-  return from_loss(
+  return masking.family_of(
     config,
+    spec,
     init=init,
-    loss=loss,
-    sample=sample,
-    evals={"bits_per_hidden": lambda *args: losses(*args, False)},
-    edits=edits,
+    losses=losses,
+    draw=drawn,
+    read=read,
+    name="bits_per_hidden",
   )
 
 

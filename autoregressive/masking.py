@@ -1,26 +1,88 @@
-"""How much of a picture is hidden, in training and step by step while it is drawn."""
+"""What MaskGIT and MAR share: how much is hidden, and the family around it."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
+from ml_collections import ConfigDict
 
+from core import checks
 from core.errors import unknown
+from core.family import Batch, Family, Given, Metrics, Samples, Spec
+from core.step import from_loss
+from text.cond import Cond
 
 # Progress in [0, 1] -> the share that is hidden, from 1 to 0.
-SCHEDULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-  "cosine": lambda r: np.cos(np.pi * r / 2),
+SCHEDULES: dict[str, Callable[[Array], Array]] = {
+  "cosine": lambda r: jnp.cos(jnp.pi * r / 2),
   "linear": lambda r: 1 - r,
   "square": lambda r: 1 - r**2,
   "cubic": lambda r: 1 - r**3,
-  "root": lambda r: 1 - np.sqrt(r),
+  "root": lambda r: 1 - jnp.sqrt(r),
 }
+ROUNDING = 1e-3  # of a share times a length; no more than that is float32's error
+
+# (params, batch, rng, training) -> the loss of each example.
+Losses = Callable[[PyTree, Batch, Array, bool], Float[Array, " b"]]
+# (params, rng, raw Cond, sequences, what of them is to be drawn) -> Samples.
+Draw = Callable[
+  [PyTree, Array, Cond, Shaped[Array, "n l ..."], Bool[Array, "n l"]], Samples
+]
 
 
-def hidden_shares(schedule: str, steps: int) -> Float[np.ndarray, " points"]:
-  """gamma(t / steps), t = 1, ..., steps: the share that is hidden after each step.
+def family_of(
+  config: ConfigDict,
+  spec: Spec,
+  *,
+  init: Callable[[Array, Batch], PyTree],
+  losses: Losses,
+  draw: Draw,
+  read: Callable[[Given], tuple[Shaped[Array, "n l ..."], Bool[Array, "n l"]]],
+  name: str,
+) -> Family:
+  """The family of a network that tells what is hidden from what is shown.
+
+  Its edit is inpaint. A sample is the inpainting of a picture that is hidden whole.
+
+  Args:
+    config: the whole config.
+    spec: what is generated.
+    init: (rng, batch) -> params.
+    losses: of training, and of evaluation.
+    draw: fills in what is hidden, and never reads it.
+    read: given pictures -> sequences, and what of them is hidden.
+    name: of the eval that is the loss of evaluation.
+
+  Raises:
+    UserError: an edit that it has not.
+  """
+
+  def loss(params: PyTree, batch: Batch, rng: Array) -> tuple[Array, Metrics]:
+    return losses(params, batch, rng, True), {}
+
+  def inpaint(params: PyTree, rng: Array, cond: Cond, given: Given) -> Samples:
+    return draw(params, rng, cond, *read(given))
+
+  def sample(params: PyTree, rng: Array, cond: Cond, n: int) -> Samples:
+    empty = jnp.zeros((n, *spec.shape), spec.dtype)
+    return inpaint(params, rng, cond, Given(empty, jnp.ones((*empty.shape[:3], 1))))
+
+  edits = {"inpaint": inpaint}
+  checks.check_edit(config, edits)
+  return from_loss(
+    config,
+    init=init,
+    loss=loss,
+    sample=sample,
+    evals={name: lambda *args: losses(*args, False)},
+    edits=edits,
+  )
+
+
+def share_at(schedule: str, r: Float[Array, "..."]) -> Float[Array, "..."]:
+  """gamma(r).
 
   Chang et al. 2022 (arXiv:2202.04200), section 3.3 and figure 3: cosine is
   cos(pi r / 2).
@@ -28,28 +90,27 @@ def hidden_shares(schedule: str, steps: int) -> Float[np.ndarray, " points"]:
   Raises:
     UserError: unknown schedule.
   """
-  shares = _named(schedule)(np.arange(1, steps + 1) / steps)
-  shares[-1] = 0.0  # the cosine of pi / 2 is not
-  return shares
-
-
-def _named(schedule: str) -> Callable[[np.ndarray], np.ndarray]:
   if schedule not in SCHEDULES:
     raise unknown("autoregressive.schedule", schedule, SCHEDULES)
-  return SCHEDULES[schedule]
+  return SCHEDULES[schedule](r)
 
 
-def share_at(schedule: str, r: Float[Array, " b"]) -> Float[Array, " b"]:
-  """gamma(r)."""
-  grid = np.linspace(0, 1, 1025)
-  return jnp.interp(r, grid, _named(schedule)(grid))
+def hidden_shares(schedule: str, steps: int) -> Float[np.ndarray, " points"]:
+  """gamma(t / steps), t = 1, ..., steps: the share that is hidden after each step.
+
+  Raises:
+    UserError: unknown schedule.
+  """
+  shares = np.array(share_at(schedule, jnp.arange(1, steps + 1) / steps))
+  shares[-1] = 0.0  # the cosine of pi / 2 is not
+  return shares
 
 
 def count_of(
   share: Float[Array, "..."] | float, length: Int[Array, "..."] | int
 ) -> Int[Array, "..."]:
   """ceil(share length), not one more for a rounding error."""
-  return jnp.ceil(share * length - 1e-3).astype(jnp.int32)
+  return jnp.ceil(share * length - ROUNDING).astype(jnp.int32)
 
 
 def lowest(score: Float[Array, "b l"], count: Int[Array, " b"]) -> Bool[Array, "b l"]:

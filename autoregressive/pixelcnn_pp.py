@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
 from autoregressive import sampling, sequence
+from autoregressive.settings import refuse_others
 from core import checks, logistic_mixture
 from core.family import (
   Batch,
@@ -41,6 +42,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     UserError: latents or tokens, or settings that it cannot take.
   """
   check_spec(config.family, spec, latents=False)
+  refuse_others(config, "components")
   checks.refuse_small_pictures(config)
   checks.refuse_guidance(config)
   checks.refuse(config, "sample", temperature=1.0, top_k=0, top_p=1.0)
@@ -81,9 +83,8 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   ) -> Samples:
     keys = sample_keys(rng, n)
     encoded, count = encode(params, cond.replace(negative=None)), height * width
-    first = 0
-    if known is not None:
-      first = round((1 - config.sample.strength) * count)
+    kept_share = 0.0 if known is None else 1 - config.sample.strength
+    first = round(kept_share * count)
     canvas = jnp.zeros((n, *spec.shape)) if known is None else kept(known, first)
 
     def body(canvas: Array, i: Array) -> tuple[Array, None]:
@@ -94,7 +95,8 @@ def make(config: ConfigDict, spec: Spec) -> Family:
       return canvas.at[:, row, column].set(pixel), None
 
     canvas, _ = jax.lax.scan(body, canvas, jnp.arange(first, count))
-    found = numbers.film(numbers.read(canvas), config.sample.frames)
+    frames = config.sample.frames
+    found = numbers.film(numbers.read(canvas), frames, first * channels)
     return found._replace(nfe=jnp.full(n, count - first, jnp.int32))
 
   def kept(x: Array, count: int) -> Float[Array, "n h w c"]:

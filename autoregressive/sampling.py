@@ -37,10 +37,10 @@ def make(sample: ConfigDict) -> Sampling:
 
 
 def scale_at(sampling: Sampling, progress: Float[Array, ""]) -> Float[Array, ""]:
-  """1 + (guidance_scale - 1) f(progress), progress the share that is drawn already.
+  """1 + (guidance_scale - 1) f(progress): guidance_scale where progress is 1.
 
-  f(p) = 1 (constant), p (linear, as Li et al. 2024, MAR, has it) or
-  (1 - cos(pi p)) / 2 (cosine).
+  progress is the share that is drawn when this draw is done. f(p) = 1 (constant), p
+  (linear, as the code of MAR, Li et al. 2024, has it) or (1 - cos(pi p)) / 2 (cosine).
   """
   share = {
     "constant": jnp.ones_like,
@@ -53,7 +53,7 @@ def scale_at(sampling: Sampling, progress: Float[Array, ""]) -> Float[Array, ""]
 def top_k(logits: Logits, k: int) -> Logits:
   """-inf but for the k largest, and those equal to the least of them.
 
-  Fan et al. 2018 (arXiv:1805.04833), section 5.1.
+  Fan et al. 2018 (arXiv:1805.04833).
   """
   if k >= logits.shape[-1]:
     return logits

@@ -27,7 +27,8 @@ class Sequence(NamedTuple):
     bits: name of the eval that is the code length of a number in bits.
     read: pictures -> sequences.
     show: sequences -> pictures.
-    film: (sequences, frames) -> Samples, of the canvas filling up.
+    film: (sequences, frames, first=0) -> Samples, of the canvas filling up from its
+      `first` numbers.
   """
 
   shape: tuple[int, int, int]
@@ -36,7 +37,7 @@ class Sequence(NamedTuple):
   bits: str
   read: Callable[[Picture], Numbers]
   show: Callable[[Numbers], Picture]
-  film: Callable[[Numbers, int], Samples]
+  film: Callable[..., Samples]
 
 
 def make(family: str, spec: Spec) -> Sequence:
@@ -56,10 +57,10 @@ def make(family: str, spec: Spec) -> Sequence:
     x = numbers.reshape(-1, *spec.shape)
     return levels.from_levels(x) if of_pixels else x
 
-  def film(numbers: Numbers, frames: int) -> Samples:
+  def film(numbers: Numbers, frames: int, first: int = 0) -> Samples:
     images = show(numbers)
     # Backwards, so that a single frame is the picture.
-    drawn = np.linspace(length, 0, frames).round().astype(int)[::-1]
+    drawn = np.linspace(length, first, frames).round().astype(int)[::-1]
     before = (np.arange(length) < drawn[:, None]).reshape(frames, 1, *spec.shape)
     # Pixels to come are grey, tokens the picture's first, which most begin with.
     empty = jnp.zeros_like(images) if of_pixels else images[:, :1, :1]

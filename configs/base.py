@@ -152,10 +152,10 @@ def get_config() -> ConfigDict:
   # logits are divided by, 0 for the likeliest value alone, and of MAR the noise of its
   # diffusion's steps after the first.
   c.sample.temperature = 1.0
-  c.sample.top_k = 0  # an autoregressive model draws among so many values; 0 for all
+  c.sample.top_k = 0  # a model of tokens draws among so many values; 0 for all
   c.sample.top_p = 1.0  # and among the likeliest that together have this probability
-  # Of its guidance over the share that is drawn already: constant, or linear or cosine,
-  # which rise from none to guidance_scale.
+  # Of its guidance over the share that is drawn: constant, or linear or cosine, which
+  # rise from nearly none to guidance_scale at the end.
   c.sample.guidance_schedule = "constant"
   # Of MaskGIT: noise in what is kept first, which falls to 0 over the steps.
   c.sample.choice_temperature = 4.5
@@ -450,7 +450,7 @@ def tiny(c: ConfigDict) -> ConfigDict:
   if "gan" in c:
     c.gan.latent_dim, c.gan.widths, c.gan.style_dim = 8, (8, 16), 8
     c.gan.mapping_layers, c.gan.extra = 2, 1
-  if "autoregressive" in c:
+  if c.family == "autoregressive.mar":
     c.autoregressive.head_dim, c.autoregressive.head_depth = 16, 1
     c.sample.head_steps = 4
   if "pca" in c:

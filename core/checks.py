@@ -22,6 +22,15 @@ def refuse_small_pictures(config: ConfigDict) -> None:
     raise UserError(f"{config.family} reads no small picture: set data.low_size to 0.")
 
 
+def refuse_learned_noise(config: ConfigDict) -> None:
+  """Raises UserError for a schedule that only a diffusion's own loss can train."""
+  if config.noise.schedule == "learned":
+    raise UserError(
+      f"{config.family} cannot learn a schedule: set noise.schedule to another, such as"
+      " cosine."
+    )
+
+
 def check_edit(config: ConfigDict, edits: Iterable[str]) -> None:
   """Raises UserError if `sample.edit` is not among them."""
   if config.sample.edit not in edits:

@@ -22,3 +22,8 @@ def unknown(what: str, given: object, known: Iterable[str]) -> UserError:
   near = difflib.get_close_matches(str(given), known, n=1)
   hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}."
   return UserError(f"{what}={given!r} is unknown; {hint}")
+
+
+def counted(times: int) -> str:
+  """'once', '2 times', ..."""
+  return "once" if times == 1 else f"{times} times"

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from core import checks
 from core import edits as editing
-from core.errors import UserError
+from core.errors import UserError, counted
 from core.family import (
   Batch,
   Family,
@@ -257,6 +257,6 @@ def check_halving(spec: Spec, halvings: int) -> None:
   height, width, _ = spec.shape
   if height % 2**halvings or width % 2**halvings:
     raise UserError(
-      f"pictures of {height}x{width} cannot be halved {halvings} times: set data.size"
-      f" to a multiple of {2**halvings}, or flow.levels to fewer."
+      f"pictures of {height}x{width} cannot be halved {counted(halvings)}: set"
+      f" data.size to a multiple of {2**halvings}, or flow.levels to fewer."
     )

@@ -125,7 +125,7 @@ class DiffusionHead(nn.Module):
   """A small MLP that denoises one vector, given what is known of its place.
 
   Blocks x + gate MLP(norm(x) (1 + scale) + shift), modulated by the noise level and z
-  (Li et al. 2024, section 3.2 and appendix; adaLN-zero as in DiT). Starts at zero.
+  (Li et al. 2024, section 4.1, as in its code; adaLN-zero as in DiT). Starts at zero.
 
   Attributes:
     width: of the MLPs.

@@ -1,7 +1,10 @@
 """PixelCNN++ (Salimans et al. 2017, arXiv:1701.05517), section 2 and figure 2.
 
-After the authors' code, which the paper leaves details to, but for weight normalization
-and its start from the data: here the last layer of each block starts at zero.
+After the authors' code, which the paper leaves details to, but that weights are not
+normalized and start without the data, where theirs make every layer's output have mean
+0 and variance 1: the last layer of each block starts at zero in place of a tenth. The
+way up is a 1x1 convolution whose channels become pixels, where theirs is a shifted
+transposed one.
 """
 
 import flax.linen as nn
@@ -10,8 +13,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Integer
 
-from core.errors import UserError
 from nets.layers import Dense, Dropout, unsqueeze
+from nets.sizes import check_size
 from text.cond import Cond
 
 Initializer = nn.initializers.Initializer
@@ -47,7 +50,7 @@ class GatedBlock(nn.Module):
 
   Attributes:
     right: shifted to the right too.
-    dropout: between the two convolutions.
+    dropout: of what the second convolution sees.
     dtype: of the computation; parameters are float32.
   """
 
@@ -66,13 +69,13 @@ class GatedBlock(nn.Module):
     width, columns = x.shape[-1], 2 if self.right else 3
 
     def conv(y: Array, features: int, name: str, **how: Initializer) -> Array:
-      seen = views(concat_elu(y), 2, columns, right=self.right)
+      seen = views(y, 2, columns, right=self.right)
       return Dense(features, dtype=self.dtype, name=name, **how)(seen)
 
-    y = conv(x, width, "conv_0")
+    y = conv(concat_elu(x), width, "conv_0")
     if more is not None:
       y = y + Dense(width, dtype=self.dtype, name="more")(concat_elu(more))
-    y = Dropout(self.dropout)(y, ids)
+    y = Dropout(self.dropout)(concat_elu(y), ids)
     y = conv(y, 2 * width, "conv_1", kernel_init=nn.initializers.zeros)
     if vec is not None:
       y = y + nn.Dense(2 * width, dtype=self.dtype, name="vec")(vec)[:, None, None]
@@ -110,11 +113,7 @@ class PixelCNNPP(nn.Module):
     """Raises UserError if the picture cannot be halved as often as `widths` asks."""
     _, h, w, _ = x.shape
     halvings = len(self.widths) - 1
-    if h % 2**halvings or w % 2**halvings:
-      raise UserError(
-        f"pictures of {h}x{w} cannot be halved {halvings} times: set data.size to a"
-        f" multiple of {2**halvings}, or model.widths to fewer."
-      )
+    check_size(h, w, halvings, self.widths)
 
     def dense(y: Array, features: int, name: str) -> Array:
       return Dense(features, dtype=self.dtype, name=name)(y)

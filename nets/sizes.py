@@ -1,6 +1,6 @@
 """Whether the sizes that a convolutional network is given fit together."""
 
-from core.errors import UserError
+from core.errors import UserError, counted
 
 
 def per_level(
@@ -29,7 +29,7 @@ def check_size(height: int, width: int, times: int, widths: tuple[int, ...]) -> 
     ]
     fit = " or ".join(dict.fromkeys(sizes))  # below one unit both are the same
     raise UserError(
-      f"An image of {height}x{width} cannot be halved {times} times, as the widths"
+      f"An image of {height}x{width} cannot be halved {counted(times)}, as the widths"
       f" {widths} ask; use {fit}, or fewer widths."
     )
 

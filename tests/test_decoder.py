@@ -151,7 +151,7 @@ def test_what_is_drawn(schedule):
   x, logits = drawn(settings, True)
   for i in range(12):
     own, null = jnp.split(logits[:, i], 2)
-    p = i / 11
+    p = (i + 1) / 12
     share = {"constant": 1, "linear": p, "cosine": np.sin(np.pi * p / 2) ** 2}[schedule]
     guided = null + (1 + 2 * share) * (own - null)
     kept = sampling.filtered(guided, settings)
@@ -238,10 +238,15 @@ def test_the_canvas_fills_up_and_a_prefix_is_completed():
   # The first half is kept, to the nearest grey level.
   given = Given(batch["x"], jnp.ones((3, 2, 3, 1)))
   edit = jax.jit(lambda given: family.edits["complete"](state, KEY, CLASSES, given))
-  found = edit(given).images.reshape(3, 18)
+  edited = edit(given)
+  found = edited.images.reshape(3, 18)
   off = np.abs(found - batch["x"].reshape(3, 18))
   assert off[:, :9].max() <= 1 / 255 + 1e-6
   assert off[:, 9:].max(1).min() > 0.1
+  # The film begins with what is given.
+  beginning = edited.frames[0].reshape(3, 18)
+  np.testing.assert_array_equal(beginning[:, :9], found[:, :9])
+  assert (beginning[:, 9:] == 0).all()
   # Its own sample's first half is completed to it.
   again = edit(given._replace(images=images)).images
   np.testing.assert_array_equal(again, images)
@@ -281,28 +286,38 @@ def test_what_does_not_fit_is_refused(spec, fields, message):
 
 
 def test_dalle_tells_text_and_picture():
-  """Each byte and number depends on those before, and all sequences sum to one."""
-  shape, vocab, length = (1, 2, 1), 3, 2
+  """By the Jacobian: each byte and number depends on those before it, and no other."""
+  shape, vocab = (1, 2, 1), 3
   net = decoder.transformer(config_of())
   stream = JointStream(TextItems(net.dim), net, shape, vocab)
-  x, cond = jnp.zeros((3, 2), int), TEXT
-  params = {"params": shaken(jax.jit(stream.init)(KEY, x, cond)["params"])}
-  apply = jax.jit(stream.apply)
-  logits, text_logits = apply(params, x, cond)
-  assert text_logits.shape == (3, 4, 257)
-  for j in range(4):
-    changed = cond.replace(tokens=cond.tokens.at[:, j].add(50))
-    after, text_after = apply(params, x, changed)
-    # Only where that byte is one of the text.
-    np.testing.assert_array_equal(text_after[:, : j + 1], text_logits[:, : j + 1])
-    moved = np.abs(after - logits).max((1, 2)) > 1e-3
-    np.testing.assert_array_equal(moved, cond.mask[:, j])
-    if j < 3:
-      later = np.abs(text_after - text_logits)[:, j + 1 :].max(2) > 1e-3
-      np.testing.assert_array_equal(later.all(1), cond.mask[:, j])
-  every = jnp.asarray(list(itertools.product(range(vocab), repeat=length)))
+  x, cond = jnp.array([[1, 2]] * 3), TEXT
+  params = shaken(jax.jit(stream.init)(KEY, x, cond)["params"])
+
+  def told(bytes_: jax.Array, padding: jax.Array, values: jax.Array) -> jax.Array:
+    """[example, text and picture]: a number for each that is told."""
+    text = params["encoder"] | {"bytes": {"embedding": bytes_}, "padding": padding}
+    own = params | {"encoder": text, "values": {"embedding": values}}
+    picture, text = stream.apply({"params": own}, x, cond)
+    return jnp.concatenate([text.sum(-1), picture.sum(-1)], axis=1)
+
+  leaves = params["encoder"]["bytes"]["embedding"], params["encoder"]["padding"]
+  jacobian = jax.jit(jax.jacrev(told, (0, 1, 2)))
+  of_bytes, of_padding, of_values = (
+    np.abs(a).sum(-1) for a in jacobian(*leaves, params["values"]["embedding"])
+  )
+  before, mask = np.tri(6, k=-1, dtype=bool), np.asarray(cond.mask)
+  for i in range(3):
+    own = of_bytes[i][:, np.asarray(cond.tokens[i])] > 0
+    np.testing.assert_array_equal(own, before[:, :4] & mask[i])
+    np.testing.assert_array_equal(of_padding[i] > 0, before[:, :4] & ~mask[i])
+    # The first number, 1, is read where the second is told.
+    np.testing.assert_array_equal(of_values[i][:, 1] > 0, before[:, 4])
+    assert (of_values[i][:, [0, 2]] == 0).all()
+    assert (np.delete(of_bytes[i], np.asarray(cond.tokens[i]), axis=1) == 0).all()
+  every = jnp.asarray(list(itertools.product(range(vocab), repeat=2)))
   one = jax.tree.map(lambda a: jnp.repeat(a[1:2], len(every), 0), cond)
-  found = sequence.cross_entropy(stream.apply(params, every, one)[0], every).sum(1)
+  logits, _ = stream.apply({"params": params}, every, one)
+  found = sequence.cross_entropy(logits, every).sum(1)
   np.testing.assert_allclose(np.exp(-found).sum(), 1, atol=1e-5)
 
 
@@ -324,8 +339,6 @@ def test_dalles_loss_is_an_eighth_text_and_the_rest_picture():
   np.testing.assert_allclose(bpd.mean(), metrics["bpd"], rtol=1e-5)
   # What has no training yet tells every byte and level alike.
   np.testing.assert_allclose(metrics["text_bits"], np.log2(257), atol=0.1)
-  images = jax.jit(lambda cond: family.sample(state, KEY, cond, 3).images)(TEXT)
-  assert images.shape == (3, 2, 2, 1)
   config.text.encoder = "none"
   with pytest.raises(UserError, match="tells texts too: set text.encoder to 'bytes'"):
     make(config, Spec((2, 2, 1)))

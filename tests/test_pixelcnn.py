@@ -157,6 +157,7 @@ def test_the_class_matters_to_its_own_picture_alone():
     (Spec((8, 8, 1)), "text.drop", 0.1, "no use for text.drop=0.1"),
     (Spec((8, 8, 1)), "sample.guidance_scale", 2.0, "without guidance"),
     (Spec((8, 8, 1)), "data.low_size", 4, "reads no small picture"),
+    (Spec((8, 8, 1)), "autoregressive.draws", 1, "no use for autoregressive.draws=1"),
   ],
 )
 def test_what_does_not_fit_is_refused(spec, field, value, message):
@@ -166,6 +167,10 @@ def test_what_does_not_fit_is_refused(spec, field, value, message):
     make(config, spec)
 
 
-def test_pictures_that_cannot_be_halved_are_refused():
-  with pytest.raises(UserError, match="6x6 cannot be halved 2 times"):
-    PixelCNNPP(2, (4, 4, 4), 1).init(KEY, jnp.zeros((1, 6, 6, 1)), Cond())
+@pytest.mark.parametrize(
+  ("widths", "message"),
+  [((4, 4, 4), "6x5 cannot be halved 2 times"), ((4, 4), "6x5 cannot be halved once")],
+)
+def test_pictures_that_cannot_be_halved_are_refused(widths, message):
+  with pytest.raises(UserError, match=message):
+    PixelCNNPP(2, widths, 1).init(KEY, jnp.zeros((1, 6, 5, 1)), Cond())

@@ -1,1 +1,1 @@
-"""Configs of normalizing flows, one file a method."""
+"""Configs of autoregressive models, one file a method."""

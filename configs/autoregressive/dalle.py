@@ -2,9 +2,10 @@
 
 The default is the paper's shape, 64 layers of 62 heads of 64, of 12 billion parameters,
 over the 32x32 tokens of a dVAE (configs/vae/dvae.py) in runs/dvae, on a folder of
-pictures with captions. (From memory, as its training: AdamW at 4.5e-4, beta2 0.96,
-weight decay 0.045, 1,024 pictures a step, 430,000 steps.) Text is 256 bytes, there
-tokens of byte pairs.
+pictures with captions, in 430,000 steps of 1,024 pictures. (From memory: AdamW at
+4.5e-4, beta2 0.96, weight decay 0.045, 5,000 steps of warm-up; gradients clipped at 4,
+and the rate halved when the loss no longer fell, which is not done here.) Text is 256
+bytes, there tokens of byte pairs.
 
 Variants:
   :openmoji32  captions and the 8x8 codes of configs/vae/vq.py:openmoji32, in
