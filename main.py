@@ -37,7 +37,7 @@ def train(config: ConfigDict, path: str) -> None:
   build.check_classes(config, data)
   folder = Path(path) / "samples"
   grid = draw.preview(config, family, run, lambda: held_out, folder)
-  metrics = tuple(config.eval.train_metrics) or in_training(family)
+  metrics = tuple(config.eval.train_metrics) or in_training(config, family)
   scorer = Scorer(config, family, run, Path(path), metrics, load)
   workdir = open_workdir(path, config)
   build.pin(config, workdir)

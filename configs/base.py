@@ -114,6 +114,9 @@ def get_config() -> ConfigDict:
   c.sample = ConfigDict()
   c.sample.num_images = 16  # a grid in training
   c.sample.per_prompt = 4  # pictures of each --prompt
+  # Drawn for each --prompt, of which those are kept that fit it best by eval.clip; 0
+  # keeps all that are drawn.
+  c.sample.rerank = 0
   # What the grid shows in training; () takes captions of the evaluation split.
   c.sample.prompts = ()
   c.sample.seed = 0
@@ -180,8 +183,9 @@ def get_config() -> ConfigDict:
   c.eval = ConfigDict()
   # What --mode=eval scores: the family's own evals, such as loss, and of samples fd,
   # fd_infinity, kid, kid_subsets, is, prdc, memorisation; of an autoencoder's
-  # reconstructions rfd, psnr, ssim, lpips, codebook. () takes all but fd_infinity,
-  # kid_subsets and is.
+  # reconstructions rfd, psnr, ssim, lpips, codebook; clip, how well samples fit their
+  # captions; of a dual encoder retrieval. () takes all but fd_infinity, kid_subsets and
+  # is, and clip where it is named below.
   c.eval.metrics = ()
   # The same in training; () takes the family's own, and psnr of an autoencoder.
   c.eval.train_metrics = ()
@@ -192,6 +196,9 @@ def get_config() -> ConfigDict:
   # What sees the pictures; or inception, dinov2_small, _base, _large, _giant.
   c.eval.features = "efficientnet_lite0"
   c.eval.resize = "clean"  # or legacy_pytorch, legacy_tensorflow
+  # What clip and sample.rerank judge by: workdir of a trained configs/text/clip.py, or
+  # a directory of CLIP or SigLIP from Hugging Face.
+  c.eval.clip = ""
   c.eval.batch_size = 64
   # Noise levels an example in bpd; 0 for all steps, or 1000 in continuous time.
   c.eval.bound_times = 1
@@ -384,6 +391,20 @@ def pca() -> ConfigDict:
   return p
 
 
+def clip() -> ConfigDict:
+  """Dual encoders (`text/clip.py`); `text` is the text tower."""
+  d = ConfigDict()
+  # vit (model.dim, depth, heads, patch) or resnet (model.widths, blocks); or a frozen
+  # net that only a linear map is learned of: one that eval.features may be.
+  d.image = "vit"
+  d.dim = 512  # of the space that pictures and captions share
+  d.loss = "infonce"  # or siglip
+  d.temperature = 0.07  # at the start; of SigLIP 0.1
+  d.bias = -10.0  # of siglip, at the start
+  d.crop = 1.0  # least side of the random square that is trained on; 1 for the picture
+  return d
+
+
 def autoregressive() -> ConfigDict:
   """Autoregressive models (`autoregressive/`) but the plain decoder."""
   a = ConfigDict()
@@ -455,6 +476,10 @@ def tiny(c: ConfigDict) -> ConfigDict:
     c.sample.head_steps = 4
   if "pca" in c:
     c.pca.components, c.pca.buckets = 4, 16
+
+
+  if "clip" in c:
+    c.clip.dim = 8
   if "vae" in c:
     c.vae.codes, c.vae.latent_channels, c.vae.perceptual_weight = 16, 4, 0.0
     c.vae.groups = (1,) * len(c.model.widths)

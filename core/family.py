@@ -87,6 +87,17 @@ class Tracked(NamedTuple):
   update: Callable[[dict[str, PyTree], PyTree, Array], dict[str, PyTree]]
 
 
+class Towers(NamedTuple):
+  """A dual encoder: what belongs together lies in one direction.
+
+  images: (state, x) -> unit vectors [B, d], of x as the family is trained on it.
+  texts: (state, raw cond) -> unit vectors [B, d].
+  """
+
+  images: Callable[[Any, Array], Float[Array, "b d"]]
+  texts: Callable[[Any, Any], Float[Array, "b d"]]
+
+
 class Watch(NamedTuple):
   """The range in which a metric is healthy, and a sentence for when it is not."""
 
@@ -153,7 +164,8 @@ class Family(NamedTuple):
   init: (rng, batch) -> State
   step: (state, batch, rng, axis=None) -> (State, metrics); `axis` names the
     mapped axis to average over, or None.
-  sample: (state, rng, cond, n) -> Samples; `rng` is one key, or n keys.
+  sample: (state, rng, cond, n) -> Samples; `rng` is one key, or n keys. None where
+    nothing is drawn.
   evals: name -> ((state, batch, rng) -> [B]), e.g. bits per dimension.
   on_request: names of evals that are not taken unless asked for.
   edits: name -> ((state, rng, cond, given) -> Samples), e.g. inpainting.
@@ -162,11 +174,12 @@ class Family(NamedTuple):
   objective: for a critic to be added to; None where it cannot be.
   watched: metric -> what it should not leave in training, and what to do then.
   denoiser: of a diffusion whose schedule is fixed; None of all others.
+  towers: of a dual encoder; None of all others.
   """
 
   init: Callable[[Array, Batch], State]
   step: Callable[..., tuple[State, Metrics]]
-  sample: Callable[[State, Array, Any, int], Samples]
+  sample: Callable[[State, Array, Any, int], Samples] | None
   evals: Mapping[str, Callable[[State, Batch, Array], Float[Array, " b"]]]
   on_request: tuple[str, ...] = ()
   edits: Mapping[str, Callable[[State, Array, Any, Given], Samples]] = {}
@@ -175,6 +188,7 @@ class Family(NamedTuple):
   objective: Objective | None = None
   watched: Mapping[str, Watch] = {}
   denoiser: Denoiser | None = None
+  towers: Towers | None = None
 
 
 def make(config: ConfigDict, spec: Spec, field: str = "family", **parts: Any) -> Family:

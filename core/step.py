@@ -19,10 +19,12 @@ from core.family import (
   Objective,
   Samples,
   State,
+  Towers,
   Tracked,
 )
 
-# (params, batch, rng) -> the loss and the metrics of each example, and see `Tracked`.
+# (params, batch, rng) -> the loss and the metrics of each example, and see `Tracked`;
+# a coupled loss takes `axis` too.
 Loss = Callable[[PyTree, Batch, Array], tuple]
 Sums = tuple[Metrics, list[PyTree]]  # over unmasked rows
 
@@ -35,13 +37,16 @@ def from_loss(
   *,
   init: Callable[[Array, Batch], PyTree],
   loss: Loss,
-  sample: Callable[[PyTree, Array, Any, int], Samples],
+  sample: Callable[[PyTree, Array, Any, int], Samples] | None,
   evals: Mapping[str, Callable[[PyTree, Batch, Array], Float[Array, " b"]]],
   on_request: tuple[str, ...] = (),
   edits: Mapping[str, Callable[[PyTree, Array, Any, Given], Samples]] = {},
   codecs: Mapping[str, Codec] = {},
   tracked: Tracked | None = None,
   objective: Objective | None = None,
+  towers: Towers | None = None,
+  coupled: bool = False,
+  project: Callable[[PyTree], PyTree] = lambda params: params,
   name: str = "generator",
 ) -> Family:
   """A family with one network and one optimizer.
@@ -65,6 +70,10 @@ def from_loss(
       (params, tracked) in place of params, where tracked["updates"] counts the updates
       done, and the loss has a third result: sums over its unmasked rows.
     objective: as `Family.objective`.
+    towers: as `Family.towers`, but given the EMA parameters.
+    coupled: the loss of an example depends on the others' rows, so it also takes
+      `axis`, over which it must gather those of the other devices.
+    project: brings the parameters back to where they may be, after an update.
     name: the network's key in the state's dicts.
   """
   tx = optim.make(config.optim, config.train.steps)
@@ -91,18 +100,21 @@ def from_loss(
     )
 
   def total(
-    params: PyTree, state: State, batch: Batch, rng: Array
+    params: PyTree, state: State, batch: Batch, rng: Array, axis: str | None
   ) -> tuple[Float[Array, ""], Sums]:
     mask = batch["_mask"].astype(jnp.float32)
-    losses, metrics, *rest = loss(weights(state, params), batch, rng)
+    others = (axis,) if coupled else ()
+    losses, metrics, *rest = loss(weights(state, params), batch, rng, *others)
     sums = {k: jnp.sum(mask * v) for k, v in {"loss": losses, **metrics}.items()}
     return sums["loss"], ({**sums, "_count": jnp.sum(mask)}, rest)
 
-  def accumulated(state: State, batch: Batch, rng: Array) -> tuple[Sums, PyTree]:
+  def accumulated(
+    state: State, batch: Batch, rng: Array, axis: str | None
+  ) -> tuple[Sums, PyTree]:
     params = state.params[name]
 
     def gradient(batch: Batch) -> tuple[Sums, PyTree]:
-      return jax.grad(total, has_aux=True)(params, state, batch, rng)[::-1]
+      return jax.grad(total, has_aux=True)(params, state, batch, rng, axis)[::-1]
 
     return in_parts(gradient, batch, parts)
 
@@ -110,7 +122,7 @@ def from_loss(
     state: State, batch: Batch, rng: Array, axis: str | None = None
   ) -> tuple[State, Metrics]:
     params = state.params[name]
-    (sums, rest), grads = accumulated(state, batch, rng)
+    (sums, rest), grads = accumulated(state, batch, rng, axis)
     if axis is not None:
       sums, rest, grads = jax.lax.psum((sums, rest, grads), axis)
     count = jnp.maximum(sums.pop("_count"), 1)
@@ -119,7 +131,7 @@ def from_loss(
     updates, opt = tx.update(grads, state.opt[name], params)
     good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
     good &= jnp.isfinite(optax.tree.norm((updates, rest)))
-    new = optax.apply_updates(params, updates)
+    new = project(optax.apply_updates(params, updates))
     moved = averages.update(state.ema, {name: new}, updates_done(state))
     extra = dict(state.extra)
     if tracked is not None:
@@ -152,7 +164,8 @@ def from_loss(
   return Family(
     init=init_state,
     step=step,
-    sample=lambda state, rng, cond, n: sample(drawing(state), rng, cond, n),
+    sample=sample
+    and (lambda state, rng, cond, n: sample(drawing(state), rng, cond, n)),
     evals={
       key: lambda state, batch, rng, fn=fn: fn(drawing(state), batch, rng)
       for key, fn in evals.items()
@@ -171,6 +184,11 @@ def from_loss(
       for key, codec in codecs.items()
     },
     objective=objective,
+    towers=towers
+    and Towers(
+      lambda state, x: towers.images(drawing(state), x),
+      lambda state, cond: towers.texts(drawing(state), cond),
+    ),
   )
 
 

@@ -15,7 +15,7 @@ from core.log import finite, say
 from core.parallel import Parallel
 from core.workdir import explained, write_atomic
 from data.dataset import Dataset
-from eval import paired, reconstructed, scores
+from eval import aligned, paired, reconstructed, retrieval, scores
 from eval.images import of_dataset
 from eval.sampled import SampleScores
 from pipelines import build
@@ -31,7 +31,7 @@ def usual(
   reference = load(config.eval.reference_split or data.train_split)
   drawn = config.eval.num_images or len(reference)
   chosen = list(own(family))
-  for metric in scores.USUAL:
+  for metric in scores.USUAL if family.sample else ():
     have = min(drawn, len(reference))
     if metric == "memorisation":
       have = min(drawn, len(train), len(held_out))
@@ -41,6 +41,9 @@ def usual(
       say(f"{metric} is left out: data.eval_split holds training pictures")
     else:
       chosen.append(metric)
+  chosen += retrieval.usual(family, config)
+  if config.eval.clip and family.sample and config.text.encoder != "none":
+    chosen += aligned.METRICS
   for metric in reconstructed.usual(family):
     side = paired.LEAST.get(metric, 1)
     if data.size < side:
@@ -55,9 +58,10 @@ def own(family: Family) -> tuple[str, ...]:
   return tuple(name for name in family.evals if name not in family.on_request)
 
 
-def in_training(family: Family) -> tuple[str, ...]:
+def in_training(config: ConfigDict, family: Family) -> tuple[str, ...]:
   """What is taken during training unless told; a codec's PSNR, with its pictures."""
-  return (*own(family), *(("psnr",) if reconstructed.usual(family) else ()))
+  coded = ("psnr",) if reconstructed.usual(family) else ()
+  return (*own(family), *coded, *retrieval.usual(family, config))
 
 
 def apart(config: ConfigDict, train: Dataset, held_out: Dataset) -> bool:
@@ -81,11 +85,11 @@ class Scorer:
     run: the devices.
     workdir: of the run; it need not be there yet.
     metrics: names among the family's evals, `scores.METRICS` and those of
-      `eval/reconstructed.py`.
+      `eval/reconstructed.py`, `eval/retrieval.py` and `eval/aligned.py`.
     load: split -> its data.
 
   Raises:
-    UserError: a name is neither, or the score can't be had: see `SampleScores`.
+    UserError: a name is none of these, or the score can't be had: see `SampleScores`.
   """
 
   def __init__(
@@ -97,27 +101,28 @@ class Scorer:
     metrics: Sequence[str],
     load: Callable[[str], Dataset],
   ):
-    known = (*family.evals, *scores.METRICS, *reconstructed.METRICS)
+    others = (*reconstructed.METRICS, *retrieval.METRICS, *aligned.METRICS)
+    known = (*family.evals, *scores.METRICS, *others)
     for name in metrics:
       if name not in known:
         raise unknown("metric", name, known)
     run.check_batch(config.eval.batch_size, field="eval.batch_size")
     own = [name for name in metrics if name in family.evals]
     drawn = [name for name in metrics if name in scores.METRICS and name not in own]
-    coded = [name for name in metrics if name not in (*own, *drawn)]
+    coded = [n for n in metrics if n in reconstructed.METRICS and n not in own]
     self._config, self._workdir, self._averages = config, workdir, family.averages
     self._means = Means(config, family, run, own) if own else None
-    self._drawn = (
-      SampleScores(config, family, run, workdir, drawn, load) if drawn else None
-    )
-    self._held_out = load(config.data.eval_split)
-    self._coded = (
-      reconstructed.ReconstructionScores(
-        config, family, run, workdir, coded, self._held_out
-      )
-      if coded
-      else None
-    )
+    held_out = self._held_out = load(config.data.eval_split)
+    self._parts: list[Callable[[State], list[dict[str, Any]]]] = []
+    if drawn:
+      self._parts.append(SampleScores(config, family, run, workdir, drawn, load))
+    if "clip" in metrics:
+      self._parts.append(aligned.AlignmentScores(config, family, run, workdir, load))
+    if coded:
+      made = reconstructed.ReconstructionScores
+      self._parts.append(made(config, family, run, workdir, coded, held_out))
+    if "retrieval" in metrics:
+      self._parts.append(retrieval.RetrievalScores(config, family, run, held_out))
 
   def __call__(self, state: State) -> dict[str, Any]:
     """step, every score by its name, and `scores`: a record of each with its origin.
@@ -136,10 +141,8 @@ class Scorer:
         "ema": ema(self._config.optim, state),
       }
       records += [{"metric": k, "value": v, **shared} for k, v in means.items()]
-    if self._drawn:
-      records += self._drawn(state)
-    if self._coded:
-      records += self._coded(state)
+    for part in self._parts:
+      records += part(state)
     if not self._averages:
       records = [{k: v for k, v in r.items() if k != "ema"} for r in records]
     if jax.process_index() == 0:

@@ -26,7 +26,7 @@ from data.source import Dataset
 from diffusion import weights as diffusion
 from nets.pretrained import autoencoder as pretrained
 from nets.pretrained import lpips
-from pipelines import codecs
+from pipelines import codecs, features
 from text import encoders
 from text.cond import Cond
 from vae import autoencoder
@@ -107,28 +107,38 @@ def _codec(text: str) -> codecs.Opened:
     kept = {k: v for k, v in extra["tracked"].items() if k != "perceptual"}
     extra["tracked"] = kept
   state = state.replace(params={}, opt={}, extra=extra)
-  leaves = jax.tree.leaves(on_host(run, (state.ema, extra.get("tracked"))))
-  key = hashlib.sha256(b"".join(np.asarray(a).tobytes() for a in leaves)).hexdigest()
-  return codecs.Opened(codecs.of_family(config, generator), state, key)
+  return codecs.Opened(codecs.of_family(config, generator), state, key_of(run, state))
+
+
+def key_of(run: Parallel, state: State) -> str:
+  """A fingerprint of the weights that a state draws, encodes or embeds with."""
+  leaves = jax.tree.leaves(on_host(run, (state.ema, state.extra.get("tracked"))))
+  return hashlib.sha256(b"".join(np.asarray(a).tobytes() for a in leaves)).hexdigest()
 
 
 def pin(config: ConfigDict, workdir: Path) -> None:
-  """Notes in `codec.json` which weights `data.codec` has, or checks that it still has.
+  """Notes in `codec.json` which weights lie before the family, or checks them.
+
+  They are those of `data.codec`, or of the frozen net of `clip.image`.
 
   Raises:
-    UserError: the autoencoder was trained further, or is another.
+    UserError: the autoencoder was trained further, or either is another.
   """
   opened, file = codec(config), workdir / "codec.json"
-  if opened is None:
+  if opened is not None:
+    key, what = opened.key, f"the autoencoder in data.codec={config.data.codec}"
+  elif (net := features.net(config)) is not None:
+    key, what = net.sha256, f"clip.image={config.clip.image!r}"
+  else:
     return
   if file.exists():
-    if read_json(file).get("sha256") != opened.key:
+    if read_json(file).get("sha256") != key:
       raise UserError(
-        f"the autoencoder in data.codec={config.data.codec} has other weights than when"
-        f" {workdir} began; put them back, or give another --workdir."
+        f"{what} has other weights than when {workdir} began; put them back, or give"
+        " another --workdir."
       )
   elif jax.process_index() == 0:
-    write_atomic(file, json.dumps({"sha256": opened.key}) + "\n")
+    write_atomic(file, json.dumps({"sha256": key}) + "\n")
 
 
 def teacher(config: ConfigDict, workdir: Path) -> dict[str, PyTree]:
@@ -342,21 +352,21 @@ def train_stream(
 
 
 def encode_splits(config: ConfigDict, load: Callable[[str], Dataset]) -> None:
-  """Encodes what training and evaluation read, where a codec is asked for.
+  """Encodes what training and evaluation read, where it is not pixels.
 
   Raises:
-    UserError: as `codec` and `codecs.dataset`.
+    UserError: as `codec`, `codecs.dataset` and `features.dataset`.
   """
-  if config.data.codec:
+  if config.data.codec or features.net(config):
     for split in dict.fromkeys((config.data.train_split, config.data.eval_split)):
       encoded(config, load(split), split)
 
 
 def encoded(config: ConfigDict, dataset: Dataset, split: str) -> Dataset:
-  """The data set as the generator sees it: the latents of its pictures, or these."""
+  """The data set as the family sees it: pictures, or their latents or features."""
   opened = codec(config)
   if opened is None:
-    return dataset
+    return features.dataset(config, dataset, split) or dataset
   run = parallel.make(config.parallel)
   return codecs.dataset(config, opened, run, dataset, split)
 

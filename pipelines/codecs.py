@@ -19,7 +19,7 @@ from core.log import say
 from core.parallel import Parallel
 from core.workdir import read_config, written
 from data.dataset import Dataset, Example
-from pipelines import pictures
+from pipelines import features, pictures
 
 ROWS = 4096  # examples a file
 
@@ -73,13 +73,18 @@ def of_family(config: ConfigDict, family: Family) -> Codec:
 
 
 def spec(config: ConfigDict) -> Spec:
-  """What the generator of a config models: pixels, or the latents of `data.codec`.
+  """What the family of a config models: pixels, or what comes in their place.
+
+  These are latents of `data.codec` or a frozen net's features, of `clip.image`.
 
   Raises:
-    UserError: what `config_of` and `of_family` refuse, or a setting for pixels alone.
+    UserError: what `config_of`, `of_family` and `features.net` refuse, or a setting for
+      pixels alone.
   """
   data = config.data
   pixels = Spec((data.size, data.size, data.channels))
+  if own := features.spec(config):
+    return own
   if not data.codec:
     return pixels
   for field, right in (

@@ -13,8 +13,8 @@ from core import arrays
 from core.errors import UserError
 from core.family import Family, Samples, State
 from core.parallel import Parallel
-from data.dataset import Dataset
-from pipelines import given, pictures, sample
+from data.dataset import Dataset, words
+from pipelines import given, pictures, rerank, sample
 
 
 def preview(
@@ -27,11 +27,13 @@ def preview(
   """A training hook that writes a grid, always of the same noise and prompts.
 
   A row a prompt; a square if all have one picture, or one has all. `load` gives the
-  evaluation split.
+  evaluation split. A family that draws nothing has none.
 
   Raises:
     UserError: what `sample` and `given` refuse.
   """
+  if family.sample is None:
+    return lambda state: {}
   prompts = sample.prompts_for(config, [], load)
   labels = sample.labels_for(config, prompts, load)
   small = given.small_pictures(config, [], prompts, load)
@@ -61,6 +63,8 @@ def request(
 ) -> Callable[[State, Path], list[Path]]:
   """(state, folder) -> the files written of what a user asks for.
 
+  With `sample.rerank` so many are drawn of each prompt, and the best are kept.
+
   Args:
     config: reads `sample`, and what the data are.
     family: what draws.
@@ -71,18 +75,29 @@ def request(
     mask: a file, or ''.
 
   Raises:
-    UserError: what `sample` and `given` refuse.
+    UserError: what `sample`, `given` and `rerank` refuse.
   """
+  rerank.check(config, edits=bool(images))
   prompts = sample.prompts_for(config, prompts, load)
   labels = sample.labels_for(config, prompts, load)
+  choose = None
+  if config.sample.rerank:
+    named = prompts
+    if config.text.encoder == "label":
+      named = [words(load().classes[label]) for label in labels]
+    choose = rerank.chooser(config, run, named)
+    config = ConfigDict(config.to_dict())
+    config.sample.per_prompt = config.sample.rerank
   draw = given.drawer(config, family, run, prompts, labels, images, mask, load)
   names = given.names(config, prompts, images)
 
   def files(state: State, folder: Path) -> list[Path]:
-    samples = draw(state)
+    samples, found = draw(state), {}
+    if choose:
+      samples, found["scores"] = choose(samples)
     if jax.process_index() != 0:
       return []
-    return write(samples, prompts, names, int(state.step), folder)
+    return write(samples, prompts, names, int(state.step), folder, **found)
 
   return files
 
@@ -93,12 +108,13 @@ def write(
   names: Sequence[str],
   step: int,
   folder: Path,
+  **found: np.ndarray,
 ) -> list[Path]:
   """Writes what was drawn, as many pictures for each name, in order.
 
   For each name a grid, a film strip and a GIF of the pictures forming, and for all
   `samples.npz`: images uint8 [n, h, w, c], frames uint8 [k, n, h, w, c], prompts [n],
-  step, nfe [n].
+  step, nfe [n], and what else was `found` of them.
 
   Raises:
     UserError: a picture is not finite, or the folder can't be written.
@@ -126,6 +142,7 @@ def write(
     prompts=np.repeat(np.asarray(prompts), n // len(prompts)),
     step=np.asarray(step),
     nfe=samples.nfe,
+    **found,
   )
   return files
 

@@ -21,7 +21,7 @@ from pipelines import build, pictures, sample
 
 # Fields of `config.sample` that say how pictures are shown, not how they are drawn.
 # The length of the average is told by `ema`, of the weights as they are.
-SHOWN = ("num_images", "per_prompt", "prompts", "frames", "ema_std")
+SHOWN = ("num_images", "per_prompt", "rerank", "prompts", "frames", "ema_std")
 
 
 class Drawn:
@@ -39,6 +39,9 @@ class Drawn:
     workdir: of the run.
     dataset: whose captions or classes are drawn.
     count: how many pictures.
+
+  Attributes:
+    captions, places: of each picture, its caption and the example that it is of.
   """
 
   def __init__(
@@ -57,16 +60,16 @@ class Drawn:
     )
     self._fingerprint, self._codec = run.run(fingerprint), build.codec(config)
     self.nfe = 0.0  # network evaluations a picture, known once they are drawn
-    self._captions, self._labels, self._places = [], [], []
+    self.captions, self.places, self._labels = [], [], []
     self._dataset = dataset
     places = order(config.sample.seed, 0, len(dataset))
     for i in range(count):
       at = int(places[i % len(dataset)])
       caption = choose(dataset.captions(at), tuple(config.data.languages), i, 0)
-      self._captions.append(caption)
+      self.captions.append(caption)
       label = dataset.label(at) if config.text.encoder == "label" else 0
       self._labels.append(label)
-      self._places.append(at)
+      self.places.append(at)
 
   def __call__(self, state: State) -> UInt8[np.ndarray, "n h w c"]:
     """The pictures.
@@ -86,10 +89,8 @@ class Drawn:
       part = slice(first, first + size)
       small = None
       if self._config.data.low_size:
-        small = pictures.from_uint8(
-          [self._dataset.image(i) for i in self._places[part]]
-        )
-      conditions = self._captions[part], self._labels[part], small
+        small = pictures.from_uint8([self._dataset.image(i) for i in self.places[part]])
+      conditions = self.captions[part], self._labels[part], small
       batch = self._draw(state, first, *conditions)
       if not np.isfinite(batch.images).all():
         raise UserError(
@@ -108,7 +109,7 @@ class Drawn:
   def provenance(self, state: State) -> dict[str, Any]:
     """All that the pictures depend on, by names that a table shows."""
     config = self._config
-    conditions = json.dumps([self._captions, self._labels, self._places])
+    conditions = json.dumps([self.captions, self._labels, self.places])
     weights = (state.ema, state.extra.get("guide"), state.extra.get("tracked"))
     return {
       "step": int(state.step),

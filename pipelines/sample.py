@@ -57,9 +57,14 @@ def batch_sampler(
   `size` pictures, they are not drawn anew but edited, by `config.sample.edit`.
 
   Raises:
-    UserError: a negative prompt for a generator that reads no captions, or an unknown
-      edit.
+    UserError: a family that draws nothing, a negative prompt for a generator that reads
+      no captions, or an unknown edit.
   """
+  if family.sample is None:
+    raise UserError(
+      f"{config.family} draws no pictures, it tells how well they fit captions: use"
+      " --mode=eval, or name its workdir in eval.clip of a generator's run."
+    )
   negative = config.sample.negative_prompt
   if negative and config.text.encoder != "bytes":
     raise UserError(

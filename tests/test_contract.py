@@ -14,7 +14,7 @@ from core.family import Family, Spec, State
 from core.family import make as make_family
 from core.train import train
 from core.workdir import open_workdir
-from pipelines import build
+from pipelines import build, features
 from tests.runs import (
   CONFIGS,
   largest_difference,
@@ -70,6 +70,7 @@ def test_every_variant_fits_together(subtests: pytest.Subtests) -> None:
     with subtests.test(f"{name}:{variant}"):
       config = load_config(name, variant)
       spec = Spec((config.data.size,) * 2 + (config.data.channels,))
+      spec = features.spec(config) or spec  # of a frozen net
       if config.data.codec:  # Stable Diffusion's, or a small one
         tokens = config.data.latents == "tokens"
         spec = Spec(
@@ -107,12 +108,18 @@ def test_samples_and_evals(file: str) -> None:
   cond = batch["cond"]
   if config.data.low_size:
     cond = cond.replace(image=batch["x"])
-  samples = run.run(lambda *a: family.sample(*a, n))(state, SEED, cond)
-  assert samples.images.shape == (n, *shape)
-  assert samples.frames.shape[1:] == (n, *shape)
-  assert (np.asarray(samples.nfe) > 0).all()
-  assert np.isfinite(samples.images).all()
-  assert np.abs(samples.images).max() <= 1
+  assert (family.sample is None) == (family.towers is not None)
+  if family.towers:  # a dual encoder draws nothing
+    for fn, given in ((family.towers.images, batch["x"]), (family.towers.texts, cond)):
+      vectors = run.run(fn)(state, given)
+      np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), np.ones(n), rtol=1e-5)
+  else:
+    samples = run.run(lambda *a: family.sample(*a, n))(state, SEED, cond)
+    assert samples.images.shape == (n, *shape)
+    assert samples.frames.shape[1:] == (n, *shape)
+    assert (np.asarray(samples.nfe) > 0).all()
+    assert np.isfinite(samples.images).all()
+    assert np.abs(samples.images).max() <= 1
   # What is not taken unless named is checked where a config names it.
   wanted = {name for name in family.evals if name not in family.on_request}
   wanted |= set(config.eval.metrics) & set(family.evals)

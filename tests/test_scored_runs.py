@@ -214,7 +214,7 @@ def test_reconstructions_are_scored_where_pictures_are_large_enough(
   assert usual(8) == ("rfd", "psnr")
   assert "ssim is left out: it needs pictures of 11 pixels" in capsys.readouterr().err
   assert usual(16) == ("rfd", "psnr", "ssim", "lpips")
-  assert evaluate.in_training(codec) == ("psnr",)
+  assert evaluate.in_training(config, codec) == ("psnr",)
 
 
 def test_in_training_it_is_numbers(config: ConfigDict, tmp_path: Path) -> None:

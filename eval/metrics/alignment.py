@@ -1,6 +1,8 @@
 """Do pictures and captions belong together? For the embeddings of any dual encoder."""
 
 import functools
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -30,6 +32,31 @@ def score(
   at 0. Embeddings need no unit length; one of length 0 has cosine 0.
   """
   return 100 * np.einsum("nd,nd->n", _unit(images), _unit(texts))
+
+
+def mismatched(
+  images: Float[np.ndarray, "n d"],
+  texts: Float[np.ndarray, "n d"],
+  captions: Sequence[str],
+) -> float:
+  """The mean score of all pictures with all captions of others, from -100 to 100.
+
+  That is 100 cos(image_i, text_j) over all i, j with captions i and j different, what
+  shuffling gives on average. NaN if all captions are equal.
+
+    sum over all i, j of u_i.v_j = (sum of u) . (sum of v)
+
+  less the same sum for the pictures of each caption.
+  """
+  groups = np.unique(np.asarray(captions), return_inverse=True)[1].reshape(-1)
+  u, v = (_unit(x).astype(np.float64) for x in (images, texts))
+  counts = np.bincount(groups)
+  sums = [np.zeros((len(counts), x.shape[1])) for x in (u, v)]
+  for total, x in zip(sums, (u, v), strict=True):
+    np.add.at(total, groups, x)
+  others = len(u) ** 2 - np.sum(counts**2)
+  total = u.sum(0) @ v.sum(0) - np.sum(sums[0] * sums[1])
+  return float(100 * total / others) if others else math.nan
 
 
 def retrieval(
