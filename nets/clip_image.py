@@ -12,9 +12,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from core.errors import UserError
-from nets.clip_text import ACTIVATIONS, Layer, layer_names
+from nets.clip_text import Layer, layer_names
 from nets.layers import Dense, GroupNorm, squeeze
 from nets.pretrained import convert as to
+from nets.pretrained import hugging_face as hf
 from nets.unet import Conv, ResBlock, check_size
 
 
@@ -49,7 +50,7 @@ class AttentionPool(nn.Module):
     y = jnp.einsum("bhl,blhd->bhd", weights, qkv[:, 1:, 2]).reshape(b, d)
     y = Dense(d, dtype=self.dtype, name="out")(y)
     z = nn.LayerNorm(self.eps, dtype=jnp.float32, name="norm")(y).astype(self.dtype)
-    z = ACTIVATIONS[self.act](Dense(self.hidden, dtype=self.dtype, name="mlp_in")(z))
+    z = hf.ACTIVATIONS[self.act](Dense(self.hidden, dtype=self.dtype, name="mlp_in")(z))
     return y + Dense(d, dtype=self.dtype, name="mlp_out")(z)
 
 
@@ -64,7 +65,7 @@ class ImageTower(nn.Module):
   Attributes:
     size, patch: sides of the pictures and of their patches, in pixels.
     dim, depth, heads, hidden: of the transformer; `hidden` is the MLP's width.
-    act: one of ACTIVATIONS.
+    act: one of hugging_face.ACTIVATIONS.
     eps: of the LayerNorms.
     class_token: CLIP's kind, or else SigLIP's.
     out: length of the vector; 0 for `dim`, without a map.
