@@ -40,7 +40,7 @@ class AttentionPool(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b d"]:
     b, _, d = x.shape
-    probe = self.param("probe", nn.initializers.normal(0.02), (d,))
+    probe = self.param("probe", nn.initializers.normal(0.02), (1, 1, d))
     probe = jnp.broadcast_to(probe.astype(x.dtype), (b, 1, d))
     qkv = Dense(3 * d, dtype=self.dtype, name="qkv")(jnp.concatenate([probe, x], 1))
     qkv = qkv.reshape(b, -1, 3, self.heads, d // self.heads)
