@@ -15,6 +15,7 @@ from eval import images, retrieval
 from eval.metrics import alignment
 from pipelines import dual
 from pipelines.drawn import Drawn
+from pipelines.embed import Embedder
 
 METRICS = ("clip",)
 Record = dict[str, Any]
@@ -63,7 +64,7 @@ class AlignmentScores:
   ):
     check(config)
     self._dual = dual.load(config.eval.clip, config.parallel)
-    self._embed = dual.Embedder(self._dual, run, config.eval.batch_size)
+    self._embed = Embedder(self._dual, run, config.eval.batch_size)
     data, settings = config.data, config.eval
     split = settings.reference_split or data.train_split
     reference, self._split = load(split), data.eval_split

@@ -15,7 +15,7 @@ from data.batches import choose
 from data.dataset import Dataset
 from eval.metrics import alignment
 from pipelines import build
-from pipelines.dual import embedded
+from pipelines.embed import embedded
 
 METRICS = ("retrieval",)
 AT = (1, 10)

@@ -12,6 +12,7 @@ from core.parallel import Parallel
 from eval import images
 from eval.metrics import alignment
 from pipelines import dual, pictures
+from pipelines.embed import Embedder
 
 Scores = Float[np.ndarray, " n"]
 
@@ -53,7 +54,7 @@ def chooser(
     UserError: as `dual.load`.
   """
   judge = dual.load(config.eval.clip, config.parallel)
-  embed = dual.Embedder(judge, run, config.eval.batch_size)
+  embed = Embedder(judge, run, config.eval.batch_size)
   kept = config.sample.per_prompt
 
   def choose(samples: Samples) -> tuple[Samples, Scores]:

@@ -18,6 +18,7 @@ from data.dataset import Dataset, Example
 from eval import aligned, evaluate, features, images, retrieval
 from eval.metrics import alignment
 from pipelines import build, draw, dual, rerank
+from pipelines.embed import Dual, Embedder
 from tests.runs import command, load_config, on_folder, picture_folder, run
 from tests.test_scoring import devices, stand_in
 from text.cond import Cond
@@ -46,7 +47,7 @@ def raw(captions) -> Cond:
   return Cond(pooled=np.asarray([[number_of(c)] for c in captions], np.float32))
 
 
-JUDGE = dual.Dual(
+JUDGE = Dual(
   name=dual.OWN,
   origin={"clip": "here", "clip_sha256": "0"},
   size=SIZE,
@@ -278,7 +279,7 @@ def test_a_workdir_as_frozen_functions(tmp_path: Path) -> None:
   assert judge.name == "alignment score (project-trained)"
   assert judge.origin["clip_step"] == 0
   assert judge.data.train_split == "train"
-  embed = dual.Embedder(judge, parallel.make(config.parallel), 4)
+  embed = Embedder(judge, parallel.make(config.parallel), 4)
   x, captions = pictures(), ["red heart", "红心", "red heart"]
   got = embed.images(images.of_array("x", x))
   scaled = jnp.asarray(x * np.float32(2 / 255) - 1)
@@ -296,7 +297,7 @@ def test_a_workdir_as_frozen_functions(tmp_path: Path) -> None:
 
 def test_what_is_no_dual_encoder_is_refused(tmp_path: Path) -> None:
   settings = load_config("configs/text/clip.py").parallel
-  with pytest.raises(UserError, match="no run in eval.clip"):
+  with pytest.raises(UserError, match="neither a run nor a model in eval.clip"):
     dual.load(str(tmp_path / "none"), settings)
   for changes, words in (
     ({"family": "vae.vae"}, "is of vae.vae"),
@@ -330,7 +331,7 @@ def test_a_map_of_frozen_features(
   state, metrics = jax.jit(family.step)(state, batch, jax.random.key(0))
   assert np.isfinite(metrics["loss"])
   judge = dual.load(str(tmp_path / "run"), config.parallel)
-  embed = dual.Embedder(judge, parallel.make(config.parallel), 4)
+  embed = Embedder(judge, parallel.make(config.parallel), 4)
   got = embed.images(images.of_dataset(data, "train"))
   x = np.stack([seen[i].image for i in range(COUNT)])
   again = judge.params[0]
