@@ -477,7 +477,6 @@ def tiny(c: ConfigDict) -> ConfigDict:
   if "pca" in c:
     c.pca.components, c.pca.buckets = 4, 16
 
-
   if "clip" in c:
     c.clip.dim = 8
   if "vae" in c:

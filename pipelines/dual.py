@@ -16,7 +16,6 @@ from core.workdir import read_json
 from nets.pretrained.resize import resize
 from pipelines import build, features
 from pipelines.embed import Dual
-from text.cond import Cond
 
 # What numbers of weights that were trained here are called.
 OWN = "alignment score (project-trained)"
