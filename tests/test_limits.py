@@ -32,7 +32,8 @@ def test_numbers_out_of_range(field: str) -> None:
   # So that every field that has a range is there.
   config.vae, config.mixture, config.flow = base.vae(), base.mixture(), base.flow()
   config.gan, config.distil = base.gan(), base.distil()
-  config.autoregressive = base.autoregressive()
+  config.autoregressive, config.clip = base.autoregressive(), base.clip()
+  config.pca = base.pca()
   for number in bad:
     with config.unlocked(), config.ignore_type():
       config.update_from_flattened_dict({field: number})
