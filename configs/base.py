@@ -47,6 +47,7 @@ def get_config() -> ConfigDict:
   c.model.dtype = "float32"  # of the computation; or bfloat16. The state is float32
   c.model.remat = False  # recompute activations in the backward pass, to save memory
   c.model.dropout = 0.0
+  c.model.text_attention = "cross"  # or joint: one attention over image and text
   # The network also sees sin and cos of 2^n pi times its input, for these n.
   c.model.fourier = ()
   # dit
@@ -55,7 +56,6 @@ def get_config() -> ConfigDict:
   c.model.heads = 4
   c.model.patch = 4  # side of a patch in pixels
   c.model.scan = True  # compile one block instead of `depth`
-  c.model.text_attention = "cross"  # or joint: one attention over image and text
   # unet and efficient_unet
   c.model.widths = (64, 128, 128)  # channels at each resolution
   # ResNet blocks a resolution: one number, or one for each of `widths`.
@@ -63,6 +63,7 @@ def get_config() -> ConfigDict:
   c.model.head_dim = 64  # channels an attention head
   # unet
   c.model.attention = (16,)  # image heights with attention
+  c.model.middle_attention = True  # between the two blocks at the bottom
   c.model.attention_up = "every"  # block on the way up that attends, or the last
   c.model.stem = 0  # channels of the first convolution; 0 for those of `widths`
   c.model.modulation = "scale_shift"  # by the noise level, or shift
@@ -80,6 +81,11 @@ def get_config() -> ConfigDict:
   # efficient_unet
   c.model.attention_levels = (2,)  # indices of `widths` with attention
   c.model.text_levels = (2,)  # indices of `widths` that read the text
+  c.model.attention_width = 1  # queries of all heads, in channels of what attends
+  c.model.project = False  # 1x1 convolutions on every shortcut
+  c.model.embedding = (
+    0  # length of what modulates blocks; 0 for 4 times the first width
+  )
 
   c.optim = ConfigDict()
   c.optim.learning_rate = 2e-4

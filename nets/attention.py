@@ -38,24 +38,42 @@ def attend(
 class SelfAttention(nn.Module):
   """x -> W_o attend(W_q x, W_k x, W_v x); tokens with a False mask are not read.
 
-  Without `bias` only W_o has one.
+  With a `text` its keys and values, a linear map of it normalised, lie beside x's own:
+  one attention reads both (GLIDE, Nichol et al. 2021, arXiv:2112.10741, section 4.1;
+  Imagen, Saharia et al. 2022, arXiv:2205.11487, appendix D.3.1). Without `bias` only
+  W_o has one. `inner` is the length of all heads' queries; 0 is that of x.
   """
 
   heads: int
   dtype: DTypeLike = jnp.float32
   out_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
   bias: bool = True
+  inner: int = 0
 
   @nn.compact
   def __call__(
     self,
     x: Float[Array, "b l d"],
     mask: Bool[Array, "b l"] | Bool[Array, "b l l"] | None = None,
+    text: Float[Array, "b m e"] | None = None,
+    text_mask: Bool[Array, "b m"] | None = None,
   ) -> Float[Array, "b l d"]:
+    """With a text, `mask` is None or has one row an example."""
     b, length, dim = x.shape
-    qkv = Dense(3 * dim, use_bias=self.bias, dtype=self.dtype, name="qkv")(x)
+    inner = self.inner or dim
+    qkv = Dense(3 * inner, use_bias=self.bias, dtype=self.dtype, name="qkv")(x)
     q, k, v = jnp.moveaxis(qkv.reshape(b, length, 3, self.heads, -1), 2, 0)
-    y = attend(q, k, v, mask).reshape(b, length, dim)
+    if text is not None:
+      text = nn.LayerNorm(dtype=jnp.float32, name="norm_text")(text)
+      kv = Dense(2 * inner, use_bias=self.bias, dtype=self.dtype, name="text_kv")(text)
+      kv = jnp.moveaxis(kv.reshape(b, -1, 2, self.heads, inner // self.heads), 2, 0)
+      k, v = (jnp.concatenate(pair, axis=1) for pair in zip((k, v), kv, strict=True))
+      masks = [
+        jnp.ones(a.shape[:2], bool) if m is None else m
+        for a, m in ((x, mask), (text, text_mask))
+      ]
+      mask = jnp.concatenate(masks, axis=1)
+    y = attend(q, k, v, mask).reshape(b, length, inner)
     return Dense(dim, dtype=self.dtype, kernel_init=self.out_init, name="out")(y)
 
 
@@ -65,11 +83,13 @@ class CrossAttention(nn.Module):
   The learned pair (k_0, v_0) is always there to be read, so a text whose mask is
   all False (the null condition) is well defined: exactly v_0. The text is
   normalised first, which Imagen found to matter (Saharia et al. 2022,
-  arXiv:2205.11487, section 2.5), and the output starts at zero.
+  arXiv:2205.11487, section 2.5), and the output starts at zero. `inner` is as in
+  `SelfAttention`.
   """
 
   heads: int
   dtype: DTypeLike = jnp.float32
+  inner: int = 0
 
   @nn.compact
   def __call__(
@@ -79,12 +99,13 @@ class CrossAttention(nn.Module):
     mask: Bool[Array, "b m"] | None,
   ) -> Float[Array, "b l d"]:
     b, length, dim = x.shape
-    head_dim = dim // self.heads
-    q = Dense(dim, dtype=self.dtype, name="q")(x).reshape(
+    inner = self.inner or dim
+    head_dim = inner // self.heads
+    q = Dense(inner, dtype=self.dtype, name="q")(x).reshape(
       b, length, self.heads, head_dim
     )
     text = nn.LayerNorm(dtype=jnp.float32, name="norm")(text)
-    kv = Dense(2 * dim, dtype=self.dtype, name="kv")(text)
+    kv = Dense(2 * inner, dtype=self.dtype, name="kv")(text)
     kv = kv.reshape(b, -1, 2, self.heads, head_dim)
     null = self.param(
       "null", nn.initializers.normal(0.02), (2, self.heads, head_dim)
@@ -92,6 +113,6 @@ class CrossAttention(nn.Module):
     kv = jnp.concatenate([jnp.broadcast_to(null, (b, 1, *null.shape)), kv], axis=1)
     if mask is not None:
       mask = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
-    y = attend(q, kv[:, :, 0], kv[:, :, 1], mask).reshape(b, length, dim)
+    y = attend(q, kv[:, :, 0], kv[:, :, 1], mask).reshape(b, length, inner)
     zeros = nn.initializers.zeros
     return Dense(dim, dtype=self.dtype, kernel_init=zeros, name="out")(y)

@@ -76,6 +76,7 @@ def _make(model: ConfigDict, out_channels: int) -> nn.Module:
     "widths": tuple(model.widths),
     "blocks": blocks,
     "head_dim": model.head_dim,
+    "text_attention": model.text_attention,
     **common,
   }
   match model.net:
@@ -92,6 +93,7 @@ def _make(model: ConfigDict, out_channels: int) -> nn.Module:
     case "unet":
       return UNet(
         attention=tuple(model.attention),
+        middle_attention=model.middle_attention,
         stem=model.stem,
         modulation=model.modulation,
         skip_scale=model.skip_scale,
@@ -108,6 +110,9 @@ def _make(model: ConfigDict, out_channels: int) -> nn.Module:
       return EfficientUNet(
         attention_levels=tuple(model.attention_levels),
         text_levels=tuple(model.text_levels),
+        attention_width=model.attention_width,
+        project=model.project,
+        embedding=model.embedding,
         **unet,
       )
     case "prior":

@@ -30,7 +30,14 @@ class EfficientUNet(nn.Module):
       way up.
     attention_levels: levels, from 0, whose pixels read one another.
     text_levels: levels, from 0, whose pixels read `cond.seq`.
-    head_dim: channels an attention head, a divisor of the widths that attend.
+    text_attention: as in `UNet`; levels in both lists have one attention if 'joint'.
+    attention_width: queries of all heads together, in channels of what attends; the
+      paper's figure A.28 has 2.
+    head_dim: channels an attention head, a divisor of `attention_width` times the
+      widths that attend.
+    project: every shortcut is a 1x1 convolution, as in the paper's figure A.27.
+    embedding: length of the vector that modulates the blocks; 0 for four times the
+      first width.
     dropout: rate inside the ResNet blocks.
     dtype: type of the computation; parameters and output are float32.
     remat: recompute each block in the backward pass, to save memory.
@@ -41,7 +48,11 @@ class EfficientUNet(nn.Module):
   blocks: int | tuple[int, ...] = 2
   attention_levels: tuple[int, ...] = (2,)
   text_levels: tuple[int, ...] = (2,)
+  text_attention: str = "cross"
+  attention_width: int = 1
   head_dim: int = 64
+  project: bool = False
+  embedding: int = 0
   dropout: float = 0.0
   dtype: DTypeLike = jnp.float32
   remat: bool = False
@@ -67,10 +78,11 @@ class EfficientUNet(nn.Module):
         f" names; its widths {self.widths} are levels 0 to {len(self.widths) - 1}."
       )
     check_size(x.shape[1], x.shape[2], len(self.widths), self.widths)
-    check_heads([c for i, c in enumerate(self.widths) if i in attending], self.head_dim)
+    inner = [self.attention_width * c for c in self.widths]
+    check_heads([c for i, c in enumerate(inner) if i in attending], self.head_dim)
     resnet = nn.remat(ResBlock) if self.remat else ResBlock
     attention = nn.remat(AttentionBlock) if self.remat else AttentionBlock
-    vec = embed(self.widths[0], self.dtype, logsnr, cond)
+    vec = embed(self.widths[0], self.dtype, logsnr, cond, length=self.embedding)
 
     def blocks(x: Array, way: str, level: int) -> Array:
       for i in range(counts[level]):
@@ -79,12 +91,15 @@ class EfficientUNet(nn.Module):
           self.dropout,
           self.dtype,
           skip_scale=True,
+          project=self.project,
           name=f"{way}_{level}_{i}",
         )(x, vec, ids)
       pixels, text = level in self.attention_levels, level in self.text_levels
       if pixels or text:
         name = f"{way}_{level}_attention"
-        x = attention(self.head_dim, self.dtype, True, pixels, text, name=name)(x, cond)
+        joint = self.text_attention == "joint"
+        options = (self.head_dim, self.dtype, True, pixels, text, joint)
+        x = attention(*options, self.attention_width, name=name)(x, cond)
       return x
 
     x = Conv(self.widths[0], dtype=self.dtype, name="in")(x)

@@ -105,12 +105,16 @@ class ResBlock(nn.Module):
 class AttentionBlock(nn.Module):
   """x + attention(norm x) over the pixels, then over the text if there is one.
 
+  Or over both at once, where `joint`.
+
   Attributes:
-    head_dim: channels an attention head, a divisor of those of x.
+    head_dim: channels an attention head, a divisor of those of x times `width`.
     dtype: type of the computation; parameters are float32.
     skip_scale: divide each sum by sqrt(2).
     pixels: whether the pixels read one another.
     text: whether they read the text.
+    joint: in the same attention, if the pixels read one another.
+    width: queries of all heads together, in channels of x.
     least, groups, eps: of the norms, see `GroupNorm`.
   """
 
@@ -119,6 +123,8 @@ class AttentionBlock(nn.Module):
   skip_scale: bool = False
   pixels: bool = True
   text: bool = True
+  joint: bool = False
+  width: int = 1
   least: int = 1
   groups: int = 0
   eps: float = 1e-6
@@ -126,16 +132,21 @@ class AttentionBlock(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"], cond: Cond) -> Float[Array, "b h w c"]:
     b, h, w, c = x.shape
-    heads, zeros = c // self.head_dim, nn.initializers.zeros
+    inner, zeros = self.width * c, nn.initializers.zeros
+    heads = inner // self.head_dim
     norm = functools.partial(GroupNorm, self.least, self.groups, self.eps)
     x = x.reshape(b, h * w, c)
+    text = self.text and cond.seq is not None
+    joint = text and self.joint and self.pixels
     if self.pixels:
       y = norm(name="norm")(x)
-      y = SelfAttention(heads, self.dtype, zeros, name="attention")(y)
+      attention = SelfAttention(heads, self.dtype, zeros, inner=inner, name="attention")
+      y = attention(y, None, cond.seq, cond.mask) if joint else attention(y)
       x = join(x, y, self.skip_scale)
-    if self.text and cond.seq is not None:
+    if text and not joint:
       y = norm(name="norm_text")(x)
-      y = CrossAttention(heads, self.dtype, name="text")(y, cond.seq, cond.mask)
+      read = CrossAttention(heads, self.dtype, inner, name="text")
+      y = read(y, cond.seq, cond.mask)
       x = join(x, y, self.skip_scale)
     return x.reshape(b, h, w, c)
 
@@ -146,15 +157,18 @@ def embed(
   logsnr: Float[Array, " b"],
   cond: Cond,
   clock: str = "logsnr",
+  length: int = 0,
 ) -> Float[Array, "b e"]:
   """The vector that modulates the blocks, four times as wide as the first ones.
 
-  Its layers belong to the module that calls it; `clock` is `NoiseEmbedding`'s.
+  Or of another `length`. Its layers belong to the module that calls it; `clock` is
+  `NoiseEmbedding`'s.
   """
-  vec = NoiseEmbedding(4 * width, width, dtype, clock, name="noise")(logsnr)
+  length = length or 4 * width
+  vec = NoiseEmbedding(length, width, dtype, clock, name="noise")(logsnr)
   if cond.pooled is None:
     return vec
-  return vec + Dense(4 * width, dtype=dtype, name="pooled")(cond.pooled)
+  return vec + Dense(length, dtype=dtype, name="pooled")(cond.pooled)
 
 
 class UNet(nn.Module):
@@ -173,8 +187,10 @@ class UNet(nn.Module):
     widths: channels at each resolution; each next one halves the image.
     blocks: ResNet blocks a resolution on the way down, one number or one for each
       resolution; one block more on the way up.
-    attention: image heights at which there is attention; there always is at the
-      bottom.
+    attention: image heights at which there is attention.
+    middle_attention: whether there is at the bottom, between its last two blocks.
+    text_attention: 'cross', after that of the pixels, or 'joint', one attention over
+      pixels and text (GLIDE, Imagen); a transformer has its own.
     head_dim: channels an attention head, a divisor of the widths that attend.
     heads: attention heads at every width, for `head_dim` 0.
     dropout: rate inside the ResNet blocks.
@@ -200,6 +216,8 @@ class UNet(nn.Module):
   widths: tuple[int, ...] = (64, 128, 128)
   blocks: int | tuple[int, ...] = 2
   attention: tuple[int, ...] = (16,)
+  middle_attention: bool = True
+  text_attention: str = "cross"
   head_dim: int = 64
   heads: int = 0
   dropout: float = 0.0
@@ -246,7 +264,8 @@ class UNet(nn.Module):
         options = (self.transformer, head_dim, self.dtype, self.groups)
         return transformer(*options, name=name)(x, cond)
       options = (head_dim, self.dtype, self.skip_scale)
-      return attention(*options, name=name, **norms)(x, cond)
+      joint = self.text_attention == "joint"
+      return attention(*options, joint=joint, name=name, **norms)(x, cond)
 
     def resampled(x: Array, way: str, level: int) -> Array:
       if self.resample != "conv":
@@ -272,7 +291,7 @@ class UNet(nn.Module):
         skips.append(x)
 
     x = block(x, x.shape[-1], "middle_0")
-    x = attend(x, "middle")
+    x = attend(x, "middle") if self.middle_attention else x
     x = block(x, x.shape[-1], "middle_1")
 
     for level, features in reversed(list(enumerate(self.widths))):
@@ -295,6 +314,7 @@ class UNet(nn.Module):
     attending = [
       c for c, h in zip(self.widths, heights, strict=True) if h in self.attention
     ]
-    check_heads([*attending, self.widths[-1]], self.head_dim, self.heads)
+    bottom = [self.widths[-1]] * self.middle_attention
+    check_heads(attending + bottom, self.head_dim, self.heads)
     check_groups(self.widths, self.groups)
     return counts

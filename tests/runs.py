@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(
   file.relative_to(ROOT).as_posix()
   for file in (ROOT / "configs").rglob("*.py")
-  if file.name not in ("__init__.py", "base.py")
+  if file.name not in ("__init__.py", "base.py", "shapes.py")
 )
 SYSTEMS = [file for file in FILES if file.startswith("configs/pipelines/")]
 CONFIGS = [file for file in FILES if file not in SYSTEMS]

@@ -12,7 +12,7 @@ from configs import base
 from core import noise
 from core.errors import UserError
 from nets import build
-from nets.attention import attend
+from nets.attention import SelfAttention, attend
 from nets.dit import DiT, patchify, unpatchify
 from nets.efficient_unet import EfficientUNet
 from nets.embeddings import NoiseEmbedding, fourier, positions_2d, sinusoidal
@@ -65,12 +65,25 @@ NETS = {
     text_levels=(1,),
     head_dim=8,
   ),
+  "imagen": functools.partial(
+    EfficientUNet,
+    out_channels=2,
+    widths=(8, 16),
+    blocks=1,
+    attention_levels=(1,),
+    text_levels=(0, 1),
+    text_attention="joint",
+    attention_width=2,
+    head_dim=16,
+    project=True,
+    embedding=12,
+  ),
   "joint": functools.partial(
     DiT, dim=16, depth=3, heads=2, patch=2, out_channels=2, text_attention="joint"
   ),
 }
 net = pytest.mark.parametrize("make", list(NETS.values()), ids=list(NETS))
-VARIANTS = ("ddpm++", "stable_diffusion")  # of unet
+VARIANTS = ("ddpm++", "stable_diffusion", "imagen")  # of others
 KINDS = {name: make for name, make in NETS.items() if name not in VARIANTS}
 kind = pytest.mark.parametrize("make", list(KINDS.values()), ids=list(KINDS))
 
@@ -794,6 +807,26 @@ def test_a_text_that_is_not_read_gives_the_bias_alone():
   np.testing.assert_allclose(y[0], jnp.broadcast_to(p["out"]["bias"], (3, 4)))
   one = (text[1, 0] @ p["kv"]["kernel"])[4:] @ p["out"]["kernel"] + p["out"]["bias"]
   np.testing.assert_allclose(y[1], jnp.broadcast_to(one, (3, 4)), atol=1e-5)
+
+
+def test_one_attention_over_pixels_and_text():
+  """As over the longer sequence, of which the text's part reads nothing."""
+  x, text = jax.random.normal(KEY, (2, 2, 3, 8))
+  mask = jnp.array([[True, True, False], [False] * 3])
+  module = SelfAttention(2)
+  params = shuffled(module.init(KEY, x, None, text, mask)["params"])
+  y = module.apply({"params": params}, x, None, text, mask)
+  q, k, v = jnp.split(x @ params["qkv"]["kernel"] + params["qkv"]["bias"], 3, -1)
+  normed = nn.LayerNorm().apply({"params": params["norm_text"]}, text)
+  kv = normed @ params["text_kv"]["kernel"] + params["text_kv"]["bias"]
+  for i, seen in enumerate((2, 0)):
+    keys, values = (
+      jnp.concatenate([own[i], more[i, :seen]])
+      for own, more in zip((k, v), jnp.split(kv, 2, -1), strict=True)
+    )
+    heads = (a.reshape(1, -1, 2, 4) for a in (q[i], keys, values))
+    want = attend(*heads).reshape(3, 8) @ params["out"]["kernel"]
+    np.testing.assert_allclose(y[i], want + params["out"]["bias"], atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from diffusers import (
   AutoencoderKL,
   DDIMScheduler,
+  SD3Transformer2DModel,
   StableDiffusionPipeline,
   UNet2DConditionModel,
 )
@@ -199,3 +200,23 @@ def test_a_picture_of_a_text(version: str, codec: AutoencoderKL, tmp_path) -> No
   decode = functools.partial(decoder.apply, {"params": weights}, method="decode")
   picture = jax.jit(decode)(x / codec.config.scaling_factor)
   close(jnp.clip(picture / 2 + 0.5, 0, 1), images)
+
+
+def test_full_size_has_as_many_parameters() -> None:
+  """As tests/test_shapes.py has them; made without numbers."""
+  kinds = {"attention_head_dim": 8, "cross_attention_dim": 768}
+  with torch.device("meta"):
+    first = UNet2DConditionModel(**kinds)
+    second = UNet2DConditionModel(
+      attention_head_dim=(5, 10, 20, 20),
+      cross_attention_dim=1024,
+      use_linear_projection=True,
+    )
+    third = SD3Transformer2DModel(
+      num_layers=24,
+      num_attention_heads=24,
+      caption_projection_dim=1536,
+      pos_embed_max_size=192,
+    )
+  counts = [sum(p.numel() for p in net.parameters()) for net in (first, second, third)]
+  assert counts == [859_520_964, 865_910_724, 2_028_328_000]
