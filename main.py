@@ -14,7 +14,7 @@ from core.train import train as run_training
 from core.workdir import open_workdir
 from data import source
 from eval.evaluate import Scorer, in_training, usual
-from pipelines import build, codecs, draw, stages, system
+from pipelines import build, codecs, draw, stages, system, texts
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "configs/FILE.py[:variant]")
@@ -35,6 +35,7 @@ def train(config: ConfigDict, path: str) -> None:
   load = functools.cache(functools.partial(source.load, config.data))
   data, held_out = load(config.data.train_split), load(config.data.eval_split)
   build.check_classes(config, data)
+  texts.check(config, load)
   folder = Path(path) / "samples"
   grid = draw.preview(config, family, run, lambda: held_out, folder)
   metrics = tuple(config.eval.train_metrics) or in_training(config, family)
@@ -70,10 +71,12 @@ def score(config: ConfigDict, path: str) -> None:
 
 
 def prepare(config: ConfigDict, path: str) -> None:
-  """Builds the data set, and its latents, ahead of time; needs no workdir."""
+  """Builds the data set, its texts and latents, ahead of time; needs no workdir."""
   codecs.spec(config)  # refuses a codec that does not fit before the data are built
   source.prepare(config.data)
-  build.encode_splits(config, functools.partial(source.load, config.data))
+  load = functools.cache(functools.partial(source.load, config.data))
+  texts.prepare(config, load)
+  build.encode_splits(config, load)
 
 
 MODES = {"train": train, "sample": sample, "eval": score, "prepare": prepare}

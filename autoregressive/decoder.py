@@ -93,8 +93,7 @@ def of_stream(
 
   def loss(params: PyTree, batch: Batch, rng: Array) -> tuple[Array, Metrics]:
     cond, ids = batch["cond"], batch["_id"]
-    if config.text.drop > 0:
-      cond = cond.drop(example_keys(rng, ids), config.text.drop)
+    cond = encoders.dropped(config.text, cond, example_keys(rng, ids))
     x = numbers.read(jnp.asarray(batch["x"]))
     found = measure(params, x, cond, ids=ids, rngs={"dropout": rng})
     total = sum(weight * found[name] for name, weight in weights.items())

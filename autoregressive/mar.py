@@ -74,8 +74,8 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   ) -> Float[Array, " b"]:
     cond, ids, x = batch["cond"], batch["_id"], patchify(batch["x"], patch)
     keys = jax.vmap(lambda key: jax.random.split(key, 5))(example_keys(rng, ids))
-    if training and config.text.drop > 0:
-      cond = cond.drop(keys[:, 4], config.text.drop)
+    if training:
+      cond = encoders.dropped(config.text, cond, keys[:, 4])
     u = jax.vmap(jax.random.uniform)(keys[:, 0])
     count = masking.count_of(masking.truncated_normal(u, LEAST_HIDDEN, STD), length)
     order = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys[:, 1])

@@ -69,8 +69,8 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   ) -> Float[Array, " b"]:
     cond, ids = batch["cond"], batch["_id"]
     keys = jax.vmap(lambda key: jax.random.split(key, 3))(example_keys(rng, ids))
-    if training and config.text.drop > 0:
-      cond = cond.drop(keys[:, 2], config.text.drop)
+    if training:
+      cond = encoders.dropped(config.text, cond, keys[:, 2])
     r = jax.vmap(jax.random.uniform)(keys[:, 0])
     order = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys[:, 1])
     count = jnp.maximum(masking.count_of(masking.share_at(own.schedule, r), length), 1)

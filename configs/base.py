@@ -34,13 +34,21 @@ def get_config() -> ConfigDict:
   c.data.dir = ""  # where TFDS keeps prepared data; '' is TFDS's own default
 
   c.text = ConfigDict()
-  c.text.encoder = "bytes"  # bytes, label or none
-  c.text.max_tokens = 64  # bytes of a caption; the rest is cut
+  c.text.encoder = "bytes"  # bytes, label, frozen or none
+  c.text.max_tokens = 64  # bytes of a caption, or tokens of frozen; the rest is cut
   c.text.dim = 128  # width of the encoded condition
   c.text.depth = 2  # of the transformer over bytes
   c.text.heads = 4
   c.text.classes = 0  # number of classes, for label
   c.text.drop = 0.1  # share of conditions dropped in training, for guidance
+  # Published encoders whose vectors are read from the cache that --mode=prepare makes:
+  # minilm, e5, or directories of Hugging Face. More than one are read side by side.
+  c.text.frozen = ("minilm",)
+  # What of each is read: seq (a vector a token), pooled or both; () for all it has.
+  c.text.frozen_output = ()
+  # Share of each that is dropped in training on its own, besides drop; () for none.
+  c.text.frozen_drop = ()
+  c.text.frozen_dtype = "float32"  # of their computation; or bfloat16
 
   c.model = ConfigDict()
   c.model.net = "dit"  # dit, unet, efficient_unet; prior, of vectors

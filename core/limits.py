@@ -117,6 +117,7 @@ RANGES = {
   "text.heads": COUNT,
   "text.classes": NATURAL,
   "text.drop": SHARE,
+  "text.frozen_drop": SHARE,
   "model.dropout": DECAY,
   "model.dim": COUNT,
   "model.depth": COUNT,

@@ -33,6 +33,11 @@ FREE = (
 RUNS = ("data.codec", "distil.teacher", "sample.guide")
 
 
+def cache_folder() -> Path:
+  """Where what can be made again is kept: TAOLU_CACHE, or ~/.cache/taolu."""
+  return Path(os.environ.get("TAOLU_CACHE") or "~/.cache/taolu").expanduser()
+
+
 def open_workdir(path: str, config: ConfigDict) -> Path:
   """Creates the folder and its `config.json`, or checks the one that is there.
 
@@ -144,6 +149,9 @@ def check_same(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> None:
   for tree in (old, new):
     if tree.get("data.path"):
       tree["data.path"] = os.path.normpath(tree["data.path"])
+    if tree.get("text.encoder") != "frozen":  # then they say nothing
+      for key in [key for key in tree if key.startswith("text.frozen")]:
+        del tree[key]
   # These learning rates depend on where the run ends.
   decays = new.get("optim.schedule") in ("cosine", "linear")
   bound = ("train.steps",) if decays else ()

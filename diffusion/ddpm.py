@@ -28,6 +28,7 @@ from diffusion.denoiser import Model, Output, degraded
 from diffusion.guidance import threshold
 from diffusion.settings import check
 from diffusion.weights import fitted
+from text import encoders
 
 
 def make(
@@ -90,8 +91,8 @@ def make(
     eps = jax.vmap(lambda key: jax.random.normal(key, spec.shape))(keys[:, 1])
     if training and settings.coupling == "optimal":
       eps = coupled(x, eps)
-    if training and config.text.drop > 0:
-      cond = cond.drop(keys[:, 2], config.text.drop)
+    if training:
+      cond = encoders.dropped(config.text, cond, keys[:, 2])
     if model.low_size:
       level = jax.vmap(jax.random.uniform)(keys[:, 3])
       cond = degraded(cond.replace(image=x), keys[:, 4], level, model.low_size)

@@ -92,7 +92,7 @@ def denoiser(
 
 def has_text(cond: Cond) -> bool:
   """Whether there is anything but a picture in a raw condition."""
-  return cond.tokens is not None or cond.label is not None
+  return any(a is not None for a in (cond.tokens, cond.label, cond.parts))
 
 
 def estimate_of(

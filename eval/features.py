@@ -18,6 +18,7 @@ from core import arrays, weights
 from core.errors import UserError, unknown
 from core.log import say
 from core.parallel import Parallel
+from core.workdir import cache_folder
 from eval.images import ImageSet
 from nets.pretrained import dinov2, efficientnet, inception, resize
 
@@ -192,8 +193,7 @@ class Extractor:
       "resize": self.mode,
     }
     key = hashlib.sha256(json.dumps(provenance).encode()).hexdigest()[:32]
-    home = Path(os.environ.get("TAOLU_CACHE") or "~/.cache/taolu").expanduser()
-    file = home / "features" / f"{key}.npz"
+    file = cache_folder() / "features" / f"{key}.npz"
     found = read(file, json.dumps(provenance), images.length)
     # All processes compute, or none: some may have no file.
     if np.all(multihost_utils.process_allgather(np.asarray(found is not None))):

@@ -167,8 +167,7 @@ def family(
   def loss(params: PyTree, batch: Batch, rng: Array) -> tuple[Array, Metrics]:
     keys = jax.vmap(jax.random.split)(example_keys(rng, batch["_id"]))
     cond = batch["cond"]
-    if config.text.drop > 0:
-      cond = cond.drop(keys[:, 1], config.text.drop)
+    cond = encoders.dropped(config.text, cond, keys[:, 1])
     x = jnp.asarray(batch["x"])
     encoded = encode(params, cond)
     found, (costs,) = log_likelihood(params, x, encoded, keys[:, 0], uses.train)

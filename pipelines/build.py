@@ -26,7 +26,7 @@ from data.source import Dataset
 from diffusion import weights as diffusion
 from nets.pretrained import autoencoder as pretrained
 from nets.pretrained import lpips
-from pipelines import codecs, features
+from pipelines import codecs, features, texts
 from text import encoders
 from text.cond import Cond
 from vae import autoencoder
@@ -35,6 +35,8 @@ from vae import autoencoder
 DATA = tuple(f"data.{k}" for k in ("size", "channels", "low_size", "codec", "latents"))
 # What raw conditions look like.
 RAW = ("text.encoder", "text.max_tokens", "text.classes")
+# The same of frozen encoders.
+FROZEN = ("text.frozen", "text.frozen_output", "text.frozen_dtype")
 # What a denoiser's output means.
 OUTPUT = tuple(f"diffusion.{k}" for k in ("prediction", "sigma_data", "learn_variance"))
 # Of networks, what matters to training alone.
@@ -45,6 +47,7 @@ TRAINING = (
   "model.scan",
   "noise.low_discrepancy",
   "text.drop",
+  "text.frozen_drop",
 )
 
 
@@ -119,11 +122,13 @@ def key_of(run: Parallel, state: State) -> str:
 def pin(config: ConfigDict, workdir: Path) -> None:
   """Notes in `codec.json` which weights lie before the family, or checks them.
 
-  They are those of `data.codec`, or of the frozen net of `clip.image`.
+  They are those of `data.codec`, or of the frozen net of `clip.image`; in `text.json`,
+  those of frozen text encoders.
 
   Raises:
-    UserError: the autoencoder was trained further, or either is another.
+    UserError: the autoencoder was trained further, or any is another.
   """
+  texts.pin(config, workdir)
   opened, file = codec(config), workdir / "codec.json"
   if opened is not None:
     key, what = opened.key, f"the autoencoder in data.codec={config.data.codec}"
@@ -220,7 +225,7 @@ def conditions(
   if "stages" in config:
     parts = config.stages
     return {name: conditions(parts[name], captions, labels) for name in config.draw}
-  make_cond = encoders.raw(config.text)
+  make_cond = encoders.raw(config.text, texts.encoded(config, captions))
   conds = [make_cond(*pair) for pair in zip(captions, labels, strict=True)]
   cond = jax.tree.map(lambda *leaves: np.stack(leaves), *conds)
   return cond.replace(image=images)
@@ -263,7 +268,7 @@ def config_of_guide(config: ConfigDict) -> ConfigDict:
   Raises:
     UserError: there is no run, or it draws other data than this one.
   """
-  fields = ("family", *DATA, *RAW)
+  fields = ("family", *DATA, *RAW, *(FROZEN if texts.used(config) else ()))
   why = "a guide draws the same data from the same conditions"
   return config_of(config, "sample.guide", fields, why)
 
@@ -279,10 +284,12 @@ def config_of_teacher(config: ConfigDict) -> ConfigDict:
   student.family = config.gan.family
   parts = ("model.", "noise.", "text.")
   network = [k for k in fields_of(student) if k.startswith(parts) and k not in TRAINING]
+  if not texts.used(student):
+    network = [k for k in network if k not in FROZEN]
   fields = ("family", "data.name", *DATA, *OUTPUT, *network)
   why = "a student has the network of its teacher, and its data"
   theirs = config_of(student, "distil.teacher", fields, why)
-  if config.distil.guidance != 1 and not theirs.text.drop:
+  if config.distil.guidance != 1 and not encoders.knows_null(theirs.text):
     raise UserError(
       f"distil.guidance={config.distil.guidance} needs a teacher that was trained"
       f" without its condition at times, and {config.distil.teacher} has text.drop=0;"
@@ -334,11 +341,12 @@ def train_stream(
   """first step -> this process's training batches from there on."""
   data = config.data
   dataset = encoded(config, dataset, data.train_split)
+  make_cond = encoders.raw(config.text, texts.cached(config))
 
   def batches(start_step: int) -> Iterator[Batch]:
     return train_batches(
       dataset,
-      encoders.raw(config.text),
+      make_cond,
       seed=config.seed,
       batch_size=data.batch_size,
       languages=tuple(data.languages),
@@ -376,7 +384,7 @@ def eval_stream(config: ConfigDict, dataset: Dataset) -> Iterator[Batch]:
   dataset = encoded(config, dataset, config.data.eval_split)
   batches = eval_batches(
     dataset,
-    encoders.raw(config.text),
+    encoders.raw(config.text, texts.cached(config)),
     batch_size=config.eval.batch_size,
     languages=tuple(config.data.languages),
     process_index=jax.process_index(),

@@ -66,7 +66,7 @@ def batch_sampler(
       " --mode=eval, or name its workdir in eval.clip of a generator's run."
     )
   negative = config.sample.negative_prompt
-  if negative and config.text.encoder != "bytes":
+  if negative and config.text.encoder not in ("bytes", "frozen"):
     raise UserError(
       f"sample.negative_prompt={negative!r} needs a generator of captions, and"
       f" text.encoder is {config.text.encoder!r}; set it to ''."

@@ -1,9 +1,9 @@
 """`Cond`, the one text-conditioning interface between captions and generators.
 
 A condition travels in two forms. *Raw*, as the data source makes it: byte
-`tokens` with their `mask`, or a class `label`. *Encoded*, as a network reads it:
-a sequence `seq` with its `mask`, and one vector `pooled`. A text encoder
-(`text/encoders.py`) maps the first form to the second.
+`tokens` with their `mask`, a class `label`, or `parts`, the vectors of frozen encoders.
+*Encoded*, as a network reads it: a sequence `seq` with its `mask`, and one vector
+`pooled`. A text encoder (`text/encoders.py`) maps the first form to the second.
 
 A picture is a condition too: super-resolution starts from a small one, `image`. It is
 no text, so nothing below drops it.
@@ -12,6 +12,8 @@ The null condition of classifier-free guidance (Ho & Salimans 2022,
 arXiv:2207.12598) is the same in both: nothing is attended to (`mask` all False)
 and the label is -1.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,7 @@ class Cond(struct.PyTreeNode):
     pooled: encoded text or class as one vector.
     image: small picture in [-1, 1]; encoded: as large as what is generated.
     image_logsnr: how much noise was added to `image`.
+    parts: raw, what each frozen encoder makes of a text: `seq` with `mask`, `pooled`.
     negative: raw, what guidance leads away from, in place of the null condition.
   """
 
@@ -40,6 +43,7 @@ class Cond(struct.PyTreeNode):
   pooled: Float[Array, "b d"] | None = None
   image: Float[Array, "b h w c"] | None = None
   image_logsnr: Float[Array, " b"] | None = None
+  parts: "tuple[Cond, ...] | None" = None
   negative: "Cond | None" = None
 
   def null_like(self) -> "Cond":
@@ -56,18 +60,29 @@ class Cond(struct.PyTreeNode):
       other = self.negative.replace(image=self.image, image_logsnr=self.image_logsnr)
     return jax.tree.map(lambda *two: jnp.concatenate(two), own, other)
 
-  def drop(self, keys: Key[Array, " b"], rate: float) -> "Cond":
+  def drop(
+    self, keys: Key[Array, " b"], rate: float, each: Sequence[float] = ()
+  ) -> "Cond":
     """Each example's condition becomes null with probability `rate`.
 
-    `keys` holds one key an example, so the outcome does not depend on how the
-    batch is cut over devices (Ho & Salimans 2022, algorithm 1, line 3).
+    Each of its `parts` does too, on its own, with its probability in `each`, as in
+    Stable Diffusion 3 (Esser et al. 2024, arXiv:2403.03206, from memory). `keys` holds
+    one key an example, so the outcome does not depend on how the batch is cut over
+    devices (Ho & Salimans 2022, algorithm 1, line 3).
     """
     gone = jax.vmap(lambda k: jax.random.bernoulli(k, rate))(keys)
 
     def pick(null: Array, own: Array) -> Array:
       return jnp.where(gone.reshape((-1,) + (1,) * (own.ndim - 1)), null, own)
 
-    return jax.tree.map(pick, self.null_like(), self.replace(negative=None))
+    kept = jax.tree.map(pick, self.null_like(), self.replace(negative=None))
+    if not each:
+      return kept
+    parts = [
+      part.drop(jax.vmap(lambda k: jax.random.fold_in(k, i))(keys), own)  # noqa: B023
+      for i, (part, own) in enumerate(zip(kept.parts, each, strict=True))
+    ]
+    return kept.replace(parts=tuple(parts))
 
 
 def guide(

@@ -6,15 +6,22 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from core.errors import UserError, unknown
-from nets.layers import masked_mean
+from nets.layers import Dense, masked_mean
 from nets.transformer import Encoder
+from text import frozen
 from text.bytes import VOCAB_SIZE, tokenize
 from text.cond import Cond
+from text.encoded import Encoded
+from text.tokens import clean
 
-KINDS = ("bytes", "label", "none")
+KINDS = ("bytes", "label", "frozen", "none")
+
+# caption -> its vectors under each of `text.frozen`
+LookUp = Callable[[str], tuple[Encoded, ...]]
 
 
 class BytesEncoder(nn.Module):
@@ -57,6 +64,41 @@ class LabelEncoder(nn.Module):
     return Cond(pooled=table(jnp.where(cond.label < 0, self.classes, cond.label)))
 
 
+class Projected(nn.Module):
+  """The vectors of frozen encoders, each normalised and mapped to `dim` numbers.
+
+  Saharia et al. 2022 (arXiv:2205.11487), section 2.5, normalise what they read of a
+  frozen encoder, whose numbers may be of any size. The sequences of several follow one
+  another, their pooled vectors are added up; where none is pooled, it is the mean of
+  the sequence.
+  """
+
+  dim: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, cond: Cond) -> Cond:
+    """parts -> seq [b, sum of l, dim], mask, pooled [b, dim]."""
+
+    def mapped(x: Float[Array, "... d"], name: str) -> Float[Array, "... e"]:
+      x = nn.LayerNorm(dtype=jnp.float32, name=f"norm_{name}")(x)
+      return Dense(self.dim, dtype=self.dtype, name=name)(x)
+
+    seqs, masks, pooled = [], [], []
+    for i, part in enumerate(cond.parts):
+      if part.seq is not None:
+        seqs.append(mapped(part.seq, f"seq_{i}"))
+        masks.append(part.mask)
+      if part.pooled is not None:
+        pooled.append(mapped(part.pooled, f"pooled_{i}"))
+    if not seqs:
+      return Cond(pooled=sum(pooled))
+    seq, mask = jnp.concatenate(seqs, axis=1), jnp.concatenate(masks, axis=1)
+    return Cond(
+      seq=seq, mask=mask, pooled=sum(pooled) if pooled else masked_mean(seq, mask)
+    )
+
+
 class NoEncoder(nn.Module):
   """For unconditional generators: passes an empty condition on."""
 
@@ -69,7 +111,8 @@ def make(text: ConfigDict, dtype: Any = jnp.float32) -> nn.Module:
   """The encoder of `config.text`: raw Cond -> encoded Cond.
 
   Raises:
-    UserError: unknown encoder, or label without `text.classes`.
+    UserError: unknown encoder, label without `text.classes`, or what `frozen.chosen`
+      refuses.
   """
   match text.encoder:
     case "bytes":
@@ -80,28 +123,50 @@ def make(text: ConfigDict, dtype: Any = jnp.float32) -> nn.Module:
           "text.encoder='label' needs text.classes, the data's number of classes."
         )
       return LabelEncoder(text.classes, text.dim)
+    case "frozen":
+      frozen.chosen(text)
+      return Projected(text.dim, dtype)
     case "none":
       return NoEncoder()
   raise unknown("text.encoder", text.encoder, KINDS)
 
 
+def dropped(text: ConfigDict, cond: Cond, keys: Key[Array, " b"]) -> Cond:
+  """The raw conditions of a training step: `text.drop` and `text.frozen_drop` of them.
+
+  `keys` holds one key an example.
+  """
+  each = tuple(text.frozen_drop) if cond.parts is not None else ()
+  return cond.drop(keys, text.drop, each) if text.drop > 0 or any(each) else cond
+
+
+def knows_null(text: ConfigDict) -> bool:
+  """Whether training drops the whole condition at times."""
+  each = text.frozen_drop if text.encoder == "frozen" else ()
+  return text.drop > 0 or (len(each) > 0 and min(each) > 0)
+
+
 def check_guidance(text: ConfigDict, guidance_scale: float) -> None:
   """Raises UserError if guidance asks for a null condition that is never trained."""
-  if text.encoder != "none" and guidance_scale != 1 and text.drop <= 0:
+  if text.encoder != "none" and guidance_scale != 1 and not knows_null(text):
     raise UserError(
       f"sample.guidance_scale={guidance_scale} needs a model that was trained without"
       " its condition at times: set text.drop above 0, or sample.guidance_scale to 1."
     )
 
 
-def raw(text: ConfigDict) -> Callable[[str, int], Cond]:
+def raw(text: ConfigDict, look_up: LookUp | None = None) -> Callable[[str, int], Cond]:
   """(caption, label) -> the raw Cond of one example, numpy, without a batch axis.
+
+  `look_up` is for frozen encoders, and not asked for the empty caption, whose condition
+  is the null one.
 
   Raises (when called):
     UserError: a label outside [0, text.classes).
   """
   if text.encoder not in KINDS:
     raise unknown("text.encoder", text.encoder, KINDS)
+  chosen = frozen.chosen(text) if text.encoder == "frozen" else []
 
   def make_cond(caption: str, label: int) -> Cond:
     if text.encoder == "bytes":
@@ -114,6 +179,10 @@ def raw(text: ConfigDict) -> Callable[[str, int], Cond]:
           " to the data's number of classes, or text.encoder to 'bytes'."
         )
       return Cond(label=np.asarray(label, np.int32))
+    if text.encoder == "frozen":
+      vectors = look_up(caption) if clean(caption) else [None] * len(chosen)
+      parts = zip(chosen, vectors, strict=True)
+      return Cond(parts=tuple(frozen.padded(*how, own) for how, own in parts))
     return Cond()
 
   return make_cond

@@ -27,6 +27,7 @@ from core.family import (
 )
 from core.levels import bits
 from core.step import UNTRACKED, from_loss
+from text import encoders
 from text.cond import Cond
 from vae import bounds
 
@@ -107,8 +108,7 @@ def family(
     """The losses, the metrics, the draw and a key of each example."""
     (params, tracked), cond = weights, batch["cond"]
     keys = jax.vmap(jax.random.split)(example_keys(rng, batch["_id"]))
-    if config.text.drop > 0:
-      cond = cond.drop(keys[:, 1], config.text.drop)
+    cond = encoders.dropped(config.text, cond, keys[:, 1])
     draw = see(params, batch, cond, rng)(keys[:, 0])
     beta = bounds.warmed(vae.beta, tracked["updates"], vae.warmup_steps)
     kls = jnp.concatenate(list(draw.kls.values()), axis=1)

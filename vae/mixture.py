@@ -205,6 +205,11 @@ def vocabulary(text: ConfigDict) -> int:
       return 2**HASH_BITS
     case "none":
       return 1  # that never occurs
+    case "frozen":
+      raise UserError(
+        "vae.mixture counts words, and text.encoder='frozen' has none: set it to"
+        " 'bytes', 'label' or 'none'."
+      )
   raise unknown("text.encoder", text.encoder, encoders.KINDS)
 
 

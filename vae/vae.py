@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from core import checks, edits
 from core.family import Batch, Codec, Family, Samples, Spec, sample_keys
+from text import encoders
 from text.cond import Cond
 from vae import elbo
 from vae.elbo import Draw, Seen, Weights
@@ -74,7 +75,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     return model.decoded(weights[0], latents, vec)
 
   codecs = {}
-  if config.text.encoder == "none" or config.text.drop > 0:
+  if config.text.encoder == "none" or encoders.knows_null(config.text):
     codecs["latents"] = Codec(Spec(model.latents, pixels=False), encode, decode)
   return elbo.family(
     config,

@@ -132,14 +132,18 @@ def read_tensors(directory: Path, stem: str = "model") -> Tensors:
     UserError: a file is missing or damaged.
   """
   state: dict[str, np.ndarray] = {}
+  places: dict[str, Path] = {}
   found = files(directory, stem)
   for file in found:
-    state |= weights.read_safetensors(file)
+    own = weights.read_safetensors(file)
+    state |= own
+    places |= dict.fromkeys(own, file)
   index = _index(directory, stem)
   if index is None or len(found) == 1:
     return Tensors(state, lambda _: found[0])
   shards = _shards(index)
-  return Tensors(state, lambda name: directory / shards.get(name, index.name))
+  should = lambda name: directory / shards.get(name, index.name)  # noqa: E731
+  return Tensors(state, lambda name: places.get(name) or should(name))
 
 
 def prefix(state: dict[str, np.ndarray], name: str) -> str:

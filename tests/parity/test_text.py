@@ -1,13 +1,27 @@
 """Text encoders against transformers' own, with random weights they share."""
 
+import emoji
 import jax
 import numpy as np
 import pytest
 import torch
 import transformers
+from ml_collections import ConfigDict
+from tokenizers import (
+  Tokenizer,
+  models,
+  normalizers,
+  pre_tokenizers,
+  processors,
+  trainers,
+)
 
+from core import weights
+from data.openmoji import LANGUAGES
+from data.openmoji import text as openmoji_text
 from nets import clip_text
 from nets.pretrained import bert, t5
+from text import frozen, tokens
 
 SIZES = {
   "hidden_size": 16,
@@ -182,3 +196,94 @@ def test_shards_are_read_as_one(tmp_path) -> None:
   seq, _ = jax.jit(net.apply)({"params": params}, TOKENS, MASK)
   want = peer(torch.tensor(TOKENS), attention_mask=torch.tensor(MASK).long())
   close(seq, want.last_hidden_state, MASK)
+
+
+# Real weights, real captions, real tokenizers.
+
+
+def captions() -> list[str]:
+  """Some in each of OpenMoji's languages, emoji, and text that is no text."""
+  emoji.config.load_language(list(LANGUAGES))
+  found = [own for own in emoji.EMOJI_DATA.values() if set(LANGUAGES) <= own.keys()]
+  texts = [openmoji_text(own[code]) for own in found[::150] for code in LANGUAGES]
+  texts += [symbol * 3 for symbol in list(emoji.EMOJI_DATA)[::150]]
+  return [*texts, "half \ud83d of one", "\udcff", "A  tab\tand\nline", "x" * 300]
+
+
+def test_minilm_on_captions() -> None:
+  text = ConfigDict(
+    {"frozen": ("minilm",), "max_tokens": 24, "frozen_dtype": "float32"}
+  )
+  (encoder,) = frozen.encoders(text)
+  folder = encoder._directory
+  peer = transformers.BertModel.from_pretrained(folder).eval()
+  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  texts = [tokens.clean(caption) for caption in captions()[::5]]
+  batch = tokenizer(
+    texts, padding=True, truncation=True, max_length=24, return_tensors="pt"
+  )
+  want = peer(**batch).last_hidden_state.detach()
+  mask = batch["attention_mask"].numpy().astype(bool)
+  net = bert.network(folder)
+  params = bert.load(folder, net)
+  ids = np.asarray(batch["input_ids"], np.int32)
+  seq, pooled = jax.jit(net.apply)({"params": params}, ids, mask)
+  close(seq, want, mask)
+  # What is kept is this in bfloat16, the vector of length 1.
+  found = encoder.load()(texts)
+  for one, row, own, mean in zip(found, want.numpy(), mask, pooled, strict=True):
+    np.testing.assert_allclose(np.float32(one.seq), row[own], rtol=2**-8, atol=1e-4)
+    unit = np.asarray(mean) / np.linalg.norm(mean)
+    np.testing.assert_allclose(np.float32(one.pooled), unit, rtol=2**-8, atol=1e-4)
+
+
+def unigram() -> Tokenizer:
+  """As T5, XLM-R and SigLIP have it."""
+  made = Tokenizer(models.Unigram())
+  made.normalizer = normalizers.NFKC()
+  made.pre_tokenizer = pre_tokenizers.Metaspace()
+  special = ["<pad>", "</s>", "<unk>"]
+  trainer = trainers.UnigramTrainer(
+    vocab_size=2000, special_tokens=special, unk_token="<unk>", show_progress=False
+  )
+  made.train_from_iterator(map(tokens.clean, captions()), trainer)
+  made.post_processor = processors.TemplateProcessing(
+    single="$A </s>", special_tokens=[("</s>", 1)]
+  )
+  return made
+
+
+def byte_pairs() -> Tokenizer:
+  """As CLIP has it."""
+  made = Tokenizer(models.BPE())
+  made.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+  made.pre_tokenizer = pre_tokenizers.ByteLevel()
+  special = ["<|endoftext|>", "<|startoftext|>"]
+  trainer = trainers.BpeTrainer(
+    vocab_size=600,
+    special_tokens=special,
+    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
+  )
+  made.train_from_iterator(map(tokens.clean, captions()), trainer)
+  made.post_processor = processors.TemplateProcessing(
+    single="<|startoftext|> $A <|endoftext|>",
+    special_tokens=[(name, i) for i, name in enumerate(special)],
+  )
+  return made
+
+
+@pytest.mark.parametrize("kind", ["minilm", "unigram", "byte_pairs"])
+def test_tokenizers(tmp_path, kind) -> None:
+  if kind == "minilm":
+    place = weights.packaged(*frozen.PACKAGED["minilm"]).parent
+    theirs = transformers.AutoTokenizer.from_pretrained(place)
+  else:
+    place, made = tmp_path, {"unigram": unigram, "byte_pairs": byte_pairs}[kind]()
+    made.save(str(place / "tokenizer.json"))
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=made)
+  texts = captions()
+  assert len(texts) > 14 * 20
+  want = theirs(list(map(tokens.clean, texts)), truncation=True, max_length=16)
+  ours = tokens.load(place, 16)(texts)
+  assert [ids.tolist() for ids in ours] == want["input_ids"]
