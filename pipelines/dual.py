@@ -4,21 +4,37 @@ For scores, for choosing among samples, and for families that are conditioned on
 vectors of pictures, such as DALL-E 2's prior and decoder.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
+from core import weights
 from core.errors import UserError
 from core.family import Family, State
 from core.workdir import read_json
+from nets.pretrained import clip
+from nets.pretrained import hugging_face as hf
 from nets.pretrained.resize import resize
 from pipelines import build, features
 from pipelines.embed import Dual
+from text import tokens
+from text.cond import Cond
 
 # What numbers of weights that were trained here are called.
 OWN = "alignment score (project-trained)"
+# Directories by the names under which OpenAI, and LAION with OpenCLIP, published CLIP,
+# and how the sha256 of their weights begins, where that is known here.
+OFFICIAL = {
+  "clip-vit-base-patch32": "",
+  "clip-vit-base-patch16": "",
+  "clip-vit-large-patch14": "a2bf730a0c7debf160f7a6b50b3aaf37",
+  "clip-vit-large-patch14-336": "",
+}
+OPENCLIP = "CLIP-ViT-"
 
 
 def load(path: str, parallel: ConfigDict, field: str = "eval.clip") -> Dual:
@@ -37,7 +53,10 @@ def load(path: str, parallel: ConfigDict, field: str = "eval.clip") -> Dual:
       f"neither a run nor a model in {field}={path}; give the --workdir of a trained"
       " configs/text/clip.py, or a directory of CLIP or SigLIP from Hugging Face."
     )
-  config = ConfigDict(read_json(file))
+  found = read_json(file)
+  if "model_type" in found:
+    return published(workdir)
+  config = ConfigDict(found)
   if config.get("family") != "text.clip":
     raise UserError(
       f"the run in {field}={path} is of {config.get('family')}; give that of a"
@@ -89,3 +108,46 @@ def channels(x: Float[Array, "b h w c"], count: int) -> Float[Array, "b h w {cou
   if x.shape[-1] == count:
     return x
   return x.repeat(count, -1) if x.shape[-1] == 1 else x.mean(-1, keepdims=True)
+
+
+def published(directory: Path) -> Dual:
+  """CLIP or SigLIP in a directory: config.json, tokenizer.json, model.safetensors.
+
+  Raises:
+    UserError: a file is missing, damaged or of another network.
+  """
+  both = clip.load(directory)
+  length = both.text.length
+  tokenize, fill = tokens.load(directory, length), tokens.padding(directory)
+  files = hf.files(directory)
+  sha256 = "+".join(weights.sha256(file) for file in files)
+
+  def conditions(captions: Sequence[str]) -> Cond:
+    ids = np.full((len(captions), length), fill, np.int32)
+    mask = np.zeros(ids.shape, bool)
+    for row, own in enumerate(tokenize(captions)):
+      ids[row, : len(own)], mask[row, : len(own)] = own, True
+    return Cond(tokens=ids, mask=mask)
+
+  return Dual(
+    name=called(directory, both.kind, sha256),
+    origin={"clip": str(directory), "clip_sha256": sha256},
+    size=both.image.size,
+    params=both.params,
+    embed_images=lambda params, x: both.images(params, channels(x, 3)),
+    embed_texts=lambda params, cond: both.texts(params, cond.tokens, cond.mask),
+    conditions=conditions,
+  )
+
+
+def called(directory: Path, kind: str, sha256: str) -> str:
+  """What a score by these weights may be called.
+
+  'CLIP score' is by a CLIP of OpenAI or OpenCLIP, told by the directory's name and,
+  where the hash of its weights is known here, by that.
+  """
+  name = directory.resolve().name
+  own = name.startswith(OPENCLIP) or name in OFFICIAL
+  if kind == "clip" and own and sha256.startswith(OFFICIAL.get(name, "")):
+    return f"CLIP score ({name})"
+  return f"alignment score ({name})"

@@ -14,9 +14,14 @@ from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from core.errors import UserError
+from eval import images
 from nets import clip_image, clip_text
 from nets.pretrained import clip
-from tests.runs import largest_difference
+from pipelines import dual
+from pipelines.embed import Embedder
+from tests.encoders import tokenizer
+from tests.runs import largest_difference, load_config
+from tests.test_scoring import devices
 
 SIZES = {
   "hidden_size": 8,
@@ -24,7 +29,7 @@ SIZES = {
   "num_hidden_layers": 1,
   "num_attention_heads": 2,
 }
-TEXT = {**SIZES, "vocab_size": 20, "max_position_embeddings": 6, "eos_token_id": 2}
+TEXT = {**SIZES, "vocab_size": 60, "max_position_embeddings": 6, "eos_token_id": 2}
 IMAGE = {**SIZES, "image_size": 8, "patch_size": 4}
 
 
@@ -63,6 +68,8 @@ def directory(folder: Path, kind: str = "clip") -> dict:
   state["logit_scale"] = np.asarray(3.0, np.float32)
   if kind == "siglip":
     state["logit_bias"] = np.asarray([-9.0], np.float32)
+  tokenizer().save(str(folder / "tokenizer.json"))
+  (folder / "tokenizer_config.json").write_text('{"pad_token": "[PAD]"}')
   # Files of OpenAI's time have these too.
   state["vision_model.embeddings.position_ids"] = np.arange(5)[None]
   state["text_model.embeddings.position_ids"] = np.arange(6)[None]
@@ -125,3 +132,42 @@ def test_files_that_are_missing_or_of_others_are_refused(tmp_path: Path) -> None
     clip.load(tmp_path)
   other.write_text('{"image_mean": [0.5, 0.5, 0.5], "resample": 3}', encoding="utf-8")
   assert clip.load(tmp_path).mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_it_judges_as_a_trained_one_does(tmp_path: Path, kind: str) -> None:
+  folder = tmp_path / "clip-vit-base-patch16"
+  params = directory(folder, kind)
+  judge = dual.load(str(folder), load_config("configs/text/clip.py").parallel)
+  embed = Embedder(judge, devices(1), 4)
+  ids = np.zeros((2, 6), np.int32)
+  ids[0], ids[1, :4] = [2, 21, 8, 7, 3, 0], [2, 4, 5, 3]  # [CLS] r e d [SEP], a b
+  mask = np.arange(6) < np.array([[5], [4]])
+  net = clip_text.network(folder)
+  given = (ids, mask) if kind == "clip" else (ids,)
+  _, pooled = jax.jit(net.apply)({"params": params["text"]}, *given)
+  want = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+  np.testing.assert_allclose(embed.texts(["red", "ab"]), want, atol=1e-5)
+  x = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
+  scaled = (x / 255 - np.asarray(clip.MEANS[kind])) / np.asarray(clip.STDS[kind])
+  tower = clip.image_tower(folder)
+  out = jax.jit(tower.apply)({"params": params["image"]}, jnp.float32(scaled))
+  want = out / np.linalg.norm(out, axis=1, keepdims=True)
+  np.testing.assert_allclose(embed.images(images.of_array("x", x)), want, atol=1e-5)
+  name = {"clip": "CLIP score", "siglip": "alignment score"}[kind]
+  assert judge.name == f"{name} (clip-vit-base-patch16)"
+  (folder / "tokenizer.json").unlink()
+  with pytest.raises(UserError, match="tokenizer.json is missing"):
+    dual.load(str(folder), load_config("configs/text/clip.py").parallel)
+
+
+def test_only_published_weights_are_called_clip_score() -> None:
+  called = lambda name, sha: dual.called(Path(f"/w/{name}"), "clip", sha)  # noqa: E731
+  assert called(
+    "clip-vit-large-patch14", "a2bf730a0c7debf160f7a6b50b3aaf3703e7"
+  ).startswith("CLIP score")
+  assert (
+    called("clip-vit-large-patch14", "00") == "alignment score (clip-vit-large-patch14)"
+  )
+  assert called("CLIP-ViT-H-14-laion2B-s32B-b79K", "00").startswith("CLIP score")
+  assert called("mine", "00") == "alignment score (mine)"

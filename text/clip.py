@@ -38,6 +38,8 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   Captions or pictures that are equal within a batch are not each other's negatives:
   see `contrastive.negatives`.
 
+  `evals` has the loss among the rows of a batch of `eval.batch_size`.
+
   The text tower is the encoder of `config.text` and its `pooled`. The image tower is a
   `vit` of `model.dim`, `depth`, `heads`, `patch` or a `resnet` of `model.widths`,
   `blocks`; or, as in LiT (Zhai et al. 2022, arXiv:2111.07991), a frozen net whose
@@ -188,7 +190,7 @@ def check(config: ConfigDict, spec: Spec) -> None:
       " memory set model.remat to True."
     )
   checks.refuse_small_pictures(config)
-  checks.refuse(config, "text", drop=0.0)
+  checks.refuse(config, "text", drop=0.0, frozen_drop=())
   checks.refuse(config, "model", dropout=0.0)
   if not spec.pixels and (own.crop < 1 or config.data.flip):
     raise UserError(
