@@ -49,6 +49,9 @@ def get_config() -> ConfigDict:
   # Share of each that is dropped in training on its own, besides drop; () for none.
   c.text.frozen_drop = ()
   c.text.frozen_dtype = "float32"  # of their computation; or bfloat16
+  # Workdir of a dual encoder (configs/text/clip.py) whose vector of the picture is a
+  # condition too, as in unCLIP's decoder; and the share of those that are dropped.
+  c.text.embedding, c.text.embedding_drop = "", 0.1
 
   c.model = ConfigDict()
   c.model.net = "dit"  # dit, unet, efficient_unet; prior, of vectors
@@ -490,7 +493,6 @@ def tiny(c: ConfigDict) -> ConfigDict:
     c.sample.head_steps = 4
   if "pca" in c:
     c.pca.components, c.pca.buckets = 4, 16
-
   if "clip" in c:
     c.clip.dim = 8
   if "vae" in c:

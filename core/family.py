@@ -68,11 +68,14 @@ class Codec(NamedTuple):
   spec: of what `encode` returns: a map of latents, or of tokens.
   encode: (state, images) -> [B, *spec.shape].
   decode: (state, latents) -> images [B, h, w, c] in [-1, 1].
+  pictures: False where `decode` gives no pictures but vectors, [B, 1, 1, d], that
+    another generator is conditioned on.
   """
 
   spec: Spec
   encode: Callable[[Any, Array], Array]
   decode: Callable[[Any, Array], Array]
+  pictures: bool = True
 
 
 class Tracked(NamedTuple):

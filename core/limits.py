@@ -118,6 +118,7 @@ RANGES = {
   "text.classes": NATURAL,
   "text.drop": SHARE,
   "text.frozen_drop": SHARE,
+  "text.embedding_drop": SHARE,
   "model.dropout": DECAY,
   "model.dim": COUNT,
   "model.depth": COUNT,

@@ -180,6 +180,7 @@ def from_loss(
         codec.spec,
         lambda state, images, fn=codec.encode: fn(drawing(state), images),
         lambda state, latents, fn=codec.decode: fn(drawing(state), latents),
+        codec.pictures,
       )
       for key, codec in codecs.items()
     },

@@ -30,7 +30,7 @@ FREE = (
 )
 # Fields that name the folder of another run. '@NAME' is the folder NAME beside the
 # run's own; `config.json` has it so wherever it can, so that both may be moved.
-RUNS = ("data.codec", "distil.teacher", "sample.guide")
+RUNS = ("data.codec", "text.embedding", "distil.teacher", "sample.guide", "eval.clip")
 
 
 def cache_folder() -> Path:

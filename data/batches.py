@@ -181,9 +181,12 @@ def collate(
     x = x.astype(np.float32)
     x *= np.float32(2 / 255)
     x -= 1
+  cond = jax.tree.map(lambda *leaves: np.stack(leaves), *conds)
+  if examples[0].embedding is not None:
+    cond = cond.replace(embedding=np.stack([e.embedding for e in examples]))
   return {
     "x": x,
-    "cond": jax.tree.map(lambda *leaves: np.stack(leaves), *conds),
+    "cond": cond,
     "_id": (positions % 2**32).astype(np.uint32),
     "_mask": np.ones(len(positions), bool),
   }

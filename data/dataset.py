@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Float, Shaped, UInt8
 
 from core.errors import UserError
 
@@ -20,12 +20,13 @@ class Example(NamedTuple):
   """One picture [size, size, channels], its captions by language, its label.
 
   Pixels are uint8, latents are not. `captions` may be empty; `label` is -1 when there
-  is none.
+  is none. `embedding` is a vector of the picture where a generator reads one.
   """
 
   image: Shaped[np.ndarray, "..."]
   captions: Captions
   label: int
+  embedding: Float[np.ndarray, " d"] | None = None
 
 
 class Dataset:

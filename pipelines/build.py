@@ -26,7 +26,7 @@ from data.source import Dataset
 from diffusion import weights as diffusion
 from nets.pretrained import autoencoder as pretrained
 from nets.pretrained import lpips
-from pipelines import codecs, features, texts
+from pipelines import codecs, embeddings, features, texts
 from text import encoders
 from text.cond import Cond
 from vae import autoencoder
@@ -34,7 +34,7 @@ from vae import autoencoder
 # What a generator models.
 DATA = tuple(f"data.{k}" for k in ("size", "channels", "low_size", "codec", "latents"))
 # What raw conditions look like.
-RAW = ("text.encoder", "text.max_tokens", "text.classes")
+RAW = ("text.encoder", "text.max_tokens", "text.classes", "text.embedding")
 # The same of frozen encoders.
 FROZEN = ("text.frozen", "text.frozen_output", "text.frozen_dtype")
 # What a denoiser's output means.
@@ -100,17 +100,37 @@ def codec(config: ConfigDict) -> codecs.Opened | None:
   return _codec(config.to_json_best_effort()) if config.data.codec else None
 
 
-@functools.lru_cache(1)  # training, its samples and its scores all ask for it
+@functools.lru_cache(2)  # training, its samples and its scores all ask for it
 def _codec(text: str) -> codecs.Opened:
   config = ConfigDict(json.loads(text))
-  generator, run, state = trained(codecs.config_of(config), Path(config.data.codec))
+  theirs = codecs.config_of(config)
+  generator, run, state = trained(theirs, Path(config.data.codec))
   # Without what only training needs.
   extra = dict(state.extra)
   if "tracked" in extra:
     kept = {k: v for k, v in extra["tracked"].items() if k != "perceptual"}
     extra["tracked"] = kept
   state = state.replace(params={}, opt={}, extra=extra)
-  return codecs.Opened(codecs.of_family(config, generator), state, key_of(run, state))
+  made, key = codecs.of_family(config, generator), key_of(run, state)
+  opened, inner = codecs.Opened(made, state, key), codec(theirs)
+  return codecs.chained(inner, opened) if inner else opened
+
+
+def embedder(config: ConfigDict) -> codecs.Opened | None:
+  """The dual encoder of `text.embedding`, as a codec of vectors; None without one.
+
+  Raises:
+    UserError: it does not fit, or the family reads no vectors.
+  """
+  if not config.text.embedding:
+    return None
+  opened = codec(embeddings.config_of(config))
+  if opened.codec.pictures:
+    raise UserError(
+      f"the run in text.embedding={config.text.embedding} is an autoencoder; give that"
+      " of a dual encoder, such as configs/text/clip.py."
+    )
+  return opened
 
 
 def key_of(run: Parallel, state: State) -> str:
@@ -122,28 +142,34 @@ def key_of(run: Parallel, state: State) -> str:
 def pin(config: ConfigDict, workdir: Path) -> None:
   """Notes in `codec.json` which weights lie before the family, or checks them.
 
-  They are those of `data.codec`, or of the frozen net of `clip.image`; in `text.json`,
-  those of frozen text encoders.
+  They are those of `data.codec`, or of the frozen net of `clip.image`, and those of
+  `text.embedding`; in `text.json`, those of frozen text encoders.
 
   Raises:
-    UserError: the autoencoder was trained further, or any is another.
+    UserError: a run was trained further, or is another.
   """
   texts.pin(config, workdir)
-  opened, file = codec(config), workdir / "codec.json"
-  if opened is not None:
-    key, what = opened.key, f"the autoencoder in data.codec={config.data.codec}"
+  found = {}
+  if opened := codec(config):
+    what = f"the autoencoder in data.codec={config.data.codec}"
+    found["sha256"] = opened.key, what
   elif (net := features.net(config)) is not None:
-    key, what = net.sha256, f"clip.image={config.clip.image!r}"
-  else:
-    return
+    found["sha256"] = net.sha256, f"clip.image={config.clip.image!r}"
+  if opened := embedder(config):
+    what = f"the dual encoder in text.embedding={config.text.embedding}"
+    found["embedding_sha256"] = opened.key, what
+  file = workdir / "codec.json"
   if file.exists():
-    if read_json(file).get("sha256") != key:
-      raise UserError(
-        f"{what} has other weights than when {workdir} began; put them back, or give"
-        " another --workdir."
-      )
-  elif jax.process_index() == 0:
-    write_atomic(file, json.dumps({"sha256": key}) + "\n")
+    stored = read_json(file)
+    for field, (key, what) in found.items():
+      if stored.get(field) != key:
+        raise UserError(
+          f"{what} has other weights than when {workdir} began; put them back, or give"
+          " another --workdir."
+        )
+  elif found and jax.process_index() == 0:
+    keys = {field: key for field, (key, _) in found.items()}
+    write_atomic(file, json.dumps(keys) + "\n")
 
 
 def teacher(config: ConfigDict, workdir: Path) -> dict[str, PyTree]:
@@ -218,7 +244,7 @@ def conditions(
   labels: Sequence[int],
   images: Float[np.ndarray, "n h w c"] | None = None,
 ) -> Cond | dict[str, Cond]:
-  """The raw conditions of captions, labels and, for super-resolution, pictures.
+  """The raw conditions of captions, labels and pictures that drawing starts from.
 
   Of what several stages draw together (`pipelines/system.py`): those of each.
   """
@@ -228,7 +254,9 @@ def conditions(
   make_cond = encoders.raw(config.text, texts.encoded(config, captions))
   conds = [make_cond(*pair) for pair in zip(captions, labels, strict=True)]
   cond = jax.tree.map(lambda *leaves: np.stack(leaves), *conds)
-  return cond.replace(image=images)
+  if opened := embedder(config):
+    cond = embeddings.embed(cond, opened, images, len(captions))
+  return cond.replace(image=images if config.data.low_size else None)
 
 
 def trained(config: ConfigDict, workdir: Path) -> tuple[Family, Parallel, State]:
@@ -365,18 +393,22 @@ def encode_splits(config: ConfigDict, load: Callable[[str], Dataset]) -> None:
   Raises:
     UserError: as `codec`, `codecs.dataset` and `features.dataset`.
   """
-  if config.data.codec or features.net(config):
+  if config.data.codec or config.text.embedding or features.net(config):
     for split in dict.fromkeys((config.data.train_split, config.data.eval_split)):
       encoded(config, load(split), split)
 
 
 def encoded(config: ConfigDict, dataset: Dataset, split: str) -> Dataset:
   """The data set as the family sees it: pictures, or their latents or features."""
-  opened = codec(config)
+  opened, run = codec(config), parallel.make(config.parallel)
   if opened is None:
-    return features.dataset(config, dataset, split) or dataset
-  run = parallel.make(config.parallel)
-  return codecs.dataset(config, opened, run, dataset, split)
+    found = features.dataset(config, dataset, split) or dataset
+  else:
+    found = codecs.dataset(config, opened, run, dataset, split)
+  if seen := embedder(config):
+    theirs = embeddings.config_of(config)
+    return embeddings.dataset(found, codecs.dataset(theirs, seen, run, dataset, split))
+  return found
 
 
 def eval_stream(config: ConfigDict, dataset: Dataset) -> Iterator[Batch]:

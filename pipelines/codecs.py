@@ -42,11 +42,6 @@ def config_of(config: ConfigDict) -> ConfigDict:
         f"the autoencoder in data.codec={workdir} has data.{field}="
         f"{theirs.data[field]}, this config {config.data[field]}; give both the same."
       )
-  if theirs.data.codec:
-    raise UserError(
-      f"the run in data.codec={workdir} works on latents itself; give that of an"
-      " autoencoder of pixels."
-    )
   theirs.parallel = config.parallel
   return theirs
 
@@ -99,7 +94,7 @@ def spec(config: ConfigDict) -> Spec:
         f" it to {right}."
       )
   theirs = config_of(config)
-  return of_family(config, families.make(theirs, pixels)).spec
+  return of_family(config, families.make(theirs, spec(theirs))).spec
 
 
 class Opened(NamedTuple):
@@ -112,15 +107,28 @@ class Opened(NamedTuple):
   """
 
   codec: Codec
-  state: State
+  state: State | tuple[State, ...]
   key: str
 
-  def decoded(self, state: State, samples: Samples) -> Samples:
+  def decoded(self, state: State | tuple[State, ...], samples: Samples) -> Samples:
     """Samples of latents -> of pictures, the frames too."""
     images = self.codec.decode(state, samples.images)
     # One after the other: a film of many pictures may not fit side by side.
     frames = jax.lax.map(lambda x: self.codec.decode(state, x), samples.frames)
     return samples._replace(images=images, frames=frames)
+
+
+def chained(inner: Opened, outer: Opened) -> Opened:
+  """The codec of what another codec makes; its state is those of both."""
+  first, second = inner.codec, outer.codec
+  both = Codec(
+    second.spec,
+    lambda states, images: second.encode(states[1], first.encode(states[0], images)),
+    lambda states, code: first.decode(states[0], second.decode(states[1], code)),
+    first.pictures,
+  )
+  key = hashlib.sha256((inner.key + outer.key).encode()).hexdigest()
+  return Opened(both, (inner.state, outer.state), key)
 
 
 def dataset(

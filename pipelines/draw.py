@@ -14,7 +14,7 @@ from core.errors import UserError
 from core.family import Family, Samples, State
 from core.parallel import Parallel
 from data.dataset import Dataset, words
-from pipelines import given, pictures, rerank, sample
+from pipelines import build, given, pictures, rerank, sample
 
 
 def preview(
@@ -27,12 +27,13 @@ def preview(
   """A training hook that writes a grid, always of the same noise and prompts.
 
   A row a prompt; a square if all have one picture, or one has all. `load` gives the
-  evaluation split. A family that draws nothing has none.
+  evaluation split. A family that draws nothing, or vectors, has none.
 
   Raises:
     UserError: what `sample` and `given` refuse.
   """
-  if family.sample is None:
+  codec = build.codec(config)
+  if family.sample is None or (codec and not codec.codec.pictures):
     return lambda state: {}
   prompts = sample.prompts_for(config, [], load)
   labels = sample.labels_for(config, prompts, load)

@@ -88,7 +88,7 @@ class Drawn:
     for first in range(0, self._count, size):
       part = slice(first, first + size)
       small = None
-      if self._config.data.low_size:
+      if sample.starts_from_picture(self._config):
         small = pictures.from_uint8([self._dataset.image(i) for i in self.places[part]])
       conditions = self.captions[part], self._labels[part], small
       batch = self._draw(state, first, *conditions)

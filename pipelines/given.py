@@ -35,19 +35,21 @@ def drawer(
     UserError: what the functions below refuse, or a mask that nothing is for.
   """
   each, inpaint = config.sample.per_prompt, config.sample.edit == "inpaint"
-  enlarges = config.data.low_size > 0
-  wanted = bool(mask) or (inpaint and bool(files) and not enlarges)
-  if wanted and not (inpaint and mask and files and not enlarges):
+  starts = sample.starts_from_picture(config)
+  wanted = bool(mask) or (inpaint and bool(files) and not starts)
+  if wanted and not (inpaint and mask and files and not starts):
     raise UserError(
       "--mask=FILE and --config.sample.edit=inpaint need one another, and --image, with"
       " a generator that does no super-resolution."
     )
-  if enlarges and not files:
-    raise UserError(
-      "this generator enlarges pictures: give --image=FILE, one for all prompts or one"
-      " for each."
+  if starts and not files:
+    does = (
+      "enlarges pictures" if config.data.low_size else "draws what is like pictures"
     )
-  if files and not enlarges:
+    raise UserError(
+      f"this generator {does}: give --image=FILE, one for all prompts or one for each."
+    )
+  if files and not starts:
     images = read(config, files), read_mask(config, mask)
     return editor(config, family, run, prompts, labels, *images, each)
   small = small_pictures(config, files, prompts, load)
@@ -109,6 +111,7 @@ def names(
   if not files:
     return list(prompts)
   edit = "enlarge" if config.data.low_size else config.sample.edit
+  edit = "vary" if config.text.embedding else edit
   stems = [Path(file).stem for file in files]
   if edit == "interpolate":
     stems = [" ".join(stems)]
@@ -123,7 +126,7 @@ def small_pictures(
   prompts: Sequence[str],
   load: Callable[[], Dataset],
 ) -> Float[np.ndarray, "n h w c"] | None:
-  """What super-resolution starts from, one a prompt; None for other generators.
+  """What drawing starts from, one a prompt; None where it starts from no picture.
 
   Files, or held-out pictures: one of that caption, else any.
 
@@ -131,7 +134,7 @@ def small_pictures(
     UserError: neither one file nor one for each prompt.
   """
   count = len(prompts)
-  if not config.data.low_size:
+  if not sample.starts_from_picture(config):
     return None
   if not files:
     data, captioned = load(), {}

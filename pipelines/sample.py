@@ -77,6 +77,11 @@ def batch_sampler(
       " sample.guidance_scale above 1, and sample.guide to ''."
     )
   codec = build.codec(config)
+  if codec and not codec.codec.pictures:
+    raise UserError(
+      f"what generates latents of {config.data.codec} draws vectors, not pictures; it"
+      " draws as a stage of a system, before one that has text.embedding."
+    )
   if codec and given is not None:
     raise UserError("--image is for generators of pixels; data.codec gives latents.")
   if given is not None and not family.edits:
@@ -131,6 +136,11 @@ def batch_sampler(
     return Samples(images[:n], frames[:, :n], nfe[:n])
 
   return draw
+
+
+def starts_from_picture(config: ConfigDict) -> bool:
+  """Whether a generator enlarges a picture, or draws what is like one."""
+  return config.data.low_size > 0 or bool(config.text.embedding)
 
 
 def slice_of_process(tree: object) -> object:

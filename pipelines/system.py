@@ -76,36 +76,43 @@ def front(config: ConfigDict, configs: Mapping[str, ConfigDict]) -> ConfigDict:
 def composed(parts: Mapping[str, Stage]) -> Family:
   """The stages as one family, which draws.
 
-  The condition is one for each stage. The film shows all stages, at the last one's
-  size; evaluations of the networks add up.
+  The condition is one for each stage; what one draws is the next one's picture or,
+  of a prior, its vector. The film shows all pictures, at the last one's size;
+  evaluations of the networks add up.
   """
 
   def sample(state: State, rng: Array, cond: Mapping[str, Any], n: int) -> Samples:
-    keys, drawn, images = sample_keys(rng, n), [], None
+    keys, films, images, nfe = sample_keys(rng, n), [], None, 0
+    pictures = True
     for i, (name, part) in enumerate(parts.items()):
       own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
       read, weights = cond[name], state.ema[name]
-      if images is not None:
+      if images is not None and pictures:
         read = read.replace(image=images)
+      elif images is not None:
+        read = read.replace(embedding=images.reshape(n, -1))
       samples = part.family.sample(weights.state, own, read, n)
       if part.codec:
         samples = part.codec.decoded(weights.codec, samples)
-      drawn.append(samples)
-      images = samples.images
-    return Samples(images, film(drawn), sum(samples.nfe for samples in drawn))
+      pictures = part.codec is None or part.codec.codec.pictures
+      if pictures:
+        films.append(samples.frames)
+      images, nfe = samples.images, nfe + samples.nfe
+    return Samples(images, film(films, images.shape[1:3]), nfe)
 
   return Family(init=_refuse, step=_refuse, sample=sample, evals={})
 
 
-def film(drawn: Sequence[Samples]) -> Float[Array, "k n h w c"]:
-  """The frames of all stages, one after the other, as large as the last one's."""
-  size = drawn[-1].images.shape[1:3]
+def film(
+  films: Sequence[Float[Array, "k n h w c"]], size: tuple[int, int]
+) -> Float[Array, "l n h2 w2 c"]:
+  """The frames of all stages, one after the other, each of that size."""
 
   def enlarged(frames: Float[Array, "k n h w c"]) -> Float[Array, "k n h2 w2 c"]:
     k, n, *_, c = frames.shape
     return jax.image.resize(frames, (k, n, *size, c), "nearest")
 
-  return jnp.concatenate([enlarged(samples.frames) for samples in drawn])
+  return jnp.concatenate([enlarged(frames) for frames in films])
 
 
 def _refuse(*_: Any) -> NoReturn:

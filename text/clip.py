@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from core import checks
 from core.errors import UserError, unknown
-from core.family import Batch, Family, Metrics, Spec, Towers, example_keys
+from core.family import Batch, Codec, Family, Metrics, Spec, Towers, example_keys
 from core.step import from_loss
 from nets import build
 from nets.clip_image import Head, ImageTower, ResNet
@@ -44,6 +44,8 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   `vit` of `model.dim`, `depth`, `heads`, `patch` or a `resnet` of `model.widths`,
   `blocks`; or, as in LiT (Zhai et al. 2022, arXiv:2111.07991), a frozen net whose
   features of each picture come in the place of pixels, under a linear map.
+
+  Its codec makes vectors of pictures, sqrt(dim) u, for a prior to draw (unCLIP).
 
   Args:
     config: reads `clip`, `text`, `model`, `optim`, `data.flip`.
@@ -102,12 +104,20 @@ def make(config: ConfigDict, spec: Spec) -> Family:
       return params
     return {**params, "scale": jnp.minimum(params["scale"], math.log(LARGEST))}
 
+  # Numbers of variance 1 or so, for who generates them.
+  embedding = Spec((1, 1, own.dim), pixels=False)
+
+  def vectors(params: PyTree, x: Array) -> Float[Array, "b 1 1 d"]:
+    return math.sqrt(own.dim) * images(params, x)[:, None, None]
+
+  codec = Codec(embedding, vectors, lambda params, z: z, pictures=False)
   return from_loss(
     config,
     init=init,
     loss=loss,
     sample=None,
     evals={"loss": evaluated},
+    codecs={"latents": codec} if spec.pixels else {},
     towers=Towers(images, texts),
     coupled=True,
     project=project,

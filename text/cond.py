@@ -33,6 +33,7 @@ class Cond(struct.PyTreeNode):
     image: small picture in [-1, 1]; encoded: as large as what is generated.
     image_logsnr: how much noise was added to `image`.
     parts: raw, what each frozen encoder makes of a text: `seq` with `mask`, `pooled`.
+    embedding: raw, the vector of a picture that what is drawn shall be like.
     negative: raw, what guidance leads away from, in place of the null condition.
   """
 
@@ -44,6 +45,7 @@ class Cond(struct.PyTreeNode):
   image: Float[Array, "b h w c"] | None = None
   image_logsnr: Float[Array, " b"] | None = None
   parts: "tuple[Cond, ...] | None" = None
+  embedding: Float[Array, "b e"] | None = None
   negative: "Cond | None" = None
 
   def null_like(self) -> "Cond":
@@ -61,14 +63,19 @@ class Cond(struct.PyTreeNode):
     return jax.tree.map(lambda *two: jnp.concatenate(two), own, other)
 
   def drop(
-    self, keys: Key[Array, " b"], rate: float, each: Sequence[float] = ()
+    self,
+    keys: Key[Array, " b"],
+    rate: float,
+    each: Sequence[float] = (),
+    embedding: float = 0.0,
   ) -> "Cond":
     """Each example's condition becomes null with probability `rate`.
 
     Each of its `parts` does too, on its own, with its probability in `each`, as in
-    Stable Diffusion 3 (Esser et al. 2024, arXiv:2403.03206, from memory). `keys` holds
-    one key an example, so the outcome does not depend on how the batch is cut over
-    devices (Ho & Salimans 2022, algorithm 1, line 3).
+    Stable Diffusion 3 (Esser et al. 2024, arXiv:2403.03206, from memory). `embedding`
+    is the probability of the vector, which no other draw drops. `keys` holds one key an
+    example, so the outcome does not depend on how the batch is cut over devices (Ho &
+    Salimans 2022, algorithm 1, line 3).
     """
     gone = jax.vmap(lambda k: jax.random.bernoulli(k, rate))(keys)
 
@@ -76,6 +83,11 @@ class Cond(struct.PyTreeNode):
       return jnp.where(gone.reshape((-1,) + (1,) * (own.ndim - 1)), null, own)
 
     kept = jax.tree.map(pick, self.null_like(), self.replace(negative=None))
+    if self.embedding is not None:
+      # Beside the parts' numbers, which count from 0.
+      own = jax.vmap(lambda k: jax.random.fold_in(k, jnp.uint32(2**32 - 1)))(keys)
+      gone = jax.vmap(lambda k: jax.random.bernoulli(k, embedding))(own)[:, None]
+      kept = kept.replace(embedding=jnp.where(gone, 0.0, self.embedding))
     if not each:
       return kept
     parts = [

@@ -107,6 +107,38 @@ class NoEncoder(nn.Module):
     return cond
 
 
+class WithEmbedding(nn.Module):
+  """An encoder of text beside the vector of a picture.
+
+  As Ramesh et al. 2022 (arXiv:2204.06125, section 2.1) have it: a linear map of the
+  vector is added to `pooled`, and another makes four more items of `seq`. A vector of
+  zeros is none.
+
+  Attributes:
+    encoder: of the text.
+    dim: width of `seq` and `pooled`.
+  """
+
+  encoder: nn.Module
+  dim: int
+
+  @nn.compact
+  def __call__(self, cond: Cond) -> Cond:
+    """What `encoder` reads and embedding [b, e] -> seq [b, l + 4, dim], pooled."""
+    vector, encoded = cond.embedding, self.encoder(cond.replace(embedding=None))
+    known = jnp.any(vector != 0, axis=-1, keepdims=True)
+    pooled = nn.Dense(self.dim, use_bias=False, name="pooled")(vector)
+    seq = nn.Dense(4 * self.dim, use_bias=False, name="items")(vector)
+    seq = seq.reshape(-1, 4, self.dim)
+    mask = jnp.broadcast_to(known, seq.shape[:2])
+    if encoded.pooled is not None:
+      pooled = pooled + encoded.pooled
+    if encoded.seq is not None:
+      seq = jnp.concatenate([encoded.seq, seq], axis=1)
+      mask = jnp.concatenate([encoded.mask, mask], axis=1)
+    return Cond(seq=seq, mask=mask, pooled=pooled)
+
+
 def make(text: ConfigDict, dtype: Any = jnp.float32) -> nn.Module:
   """The encoder of `config.text`: raw Cond -> encoded Cond.
 
@@ -114,6 +146,11 @@ def make(text: ConfigDict, dtype: Any = jnp.float32) -> nn.Module:
     UserError: unknown encoder, label without `text.classes`, or what `frozen.chosen`
       refuses.
   """
+  encoder = _of_text(text, dtype)
+  return WithEmbedding(encoder, text.dim) if text.embedding else encoder
+
+
+def _of_text(text: ConfigDict, dtype: Any) -> nn.Module:
   match text.encoder:
     case "bytes":
       return BytesEncoder(text.dim, text.depth, text.heads, dtype)
@@ -132,12 +169,15 @@ def make(text: ConfigDict, dtype: Any = jnp.float32) -> nn.Module:
 
 
 def dropped(text: ConfigDict, cond: Cond, keys: Key[Array, " b"]) -> Cond:
-  """The raw conditions of a training step: `text.drop` and `text.frozen_drop` of them.
+  """The raw conditions of a training step: what `text` says is dropped of them.
 
   `keys` holds one key an example.
   """
   each = tuple(text.frozen_drop) if cond.parts is not None else ()
-  return cond.drop(keys, text.drop, each) if text.drop > 0 or any(each) else cond
+  vector = text.embedding_drop if text.embedding else 0.0
+  if not (text.drop > 0 or any(each) or vector > 0):
+    return cond
+  return cond.drop(keys, text.drop, each, vector)
 
 
 def knows_null(text: ConfigDict) -> bool:
