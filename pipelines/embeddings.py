@@ -39,13 +39,13 @@ def dataset(own: Dataset, vectors: Dataset) -> Dataset:
   """A data set whose examples have the vectors that are the pictures of another."""
 
   def read(i: int) -> Example:
-    return own[i]._replace(embedding=vectors.image(i).reshape(-1))
+    return own[i]._replace(embedding=vectors[i].image.reshape(-1))
 
   return Dataset(
     own.name,
     len(own),
     read,
-    shape=own.image(0).shape,
+    shape=own[0].image.shape,
     captions=own.captions,
     classes=own.classes,
     languages=own.languages,

@@ -1,0 +1,191 @@
+"""Vectors of pictures as a condition, and codecs of what other codecs make."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from core import parallel
+from core.errors import UserError
+from core.family import Codec, Samples, Spec, sample_keys
+from core.train import train
+from core.workdir import open_workdir
+from data import source
+from data.batches import batch_at
+from pipelines import build, codecs, draw, pictures, system
+from tests.runs import load_config, picture_folder
+from tests.test_systems import drawing, state
+from text import encoders
+from text.cond import Cond
+
+
+def on(folder: Path, file: str, **fields: object) -> ConfigDict:
+  config = load_config(file)
+  config.data.name, config.data.path = "folder", str(folder)
+  config.data.match, config.data.eval_split = "", "train"
+  config.data.languages, config.parallel.backend = ("en",), "jit"
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+  """A folder of pictures, and the run of a dual encoder of them."""
+  place = tmp_path_factory.mktemp("embeddings")
+  config = on(picture_folder(place / "pictures"), "configs/text/clip.py")
+  config.train.steps = 0
+  family, run = build.family(config), parallel.make(config.parallel)
+  stream = build.train_stream(config, source.load(config.data, "train"))
+  train(config, family, run, stream, open_workdir(str(place / "clip"), config))
+  return place
+
+
+def decoder(place: Path, **fields: object) -> ConfigDict:
+  own = {"text.embedding": str(place / "clip"), **fields}
+  return on(place / "pictures", "configs/diffusion/ddpm.py", **own)
+
+
+def test_text_and_vector_are_dropped_on_their_own() -> None:
+  n = 20_000
+  keys = sample_keys(jax.random.key(0), n)
+  cond = Cond(label=jnp.zeros(n, jnp.int32), embedding=jnp.ones((n, 3)))
+  kept = cond.drop(keys, 0.5, 0.1)
+  text, vector = kept.label == 0, (kept.embedding == 1).all(1)
+  np.testing.assert_array_equal((kept.embedding == 0).all(1), ~vector)
+  np.testing.assert_allclose(
+    [text.mean(), vector.mean(), (text & vector).mean()], [0.5, 0.9, 0.45], atol=0.02
+  )
+  assert (cond.null_like().embedding == 0).all()
+
+
+def test_a_vector_is_added_to_pooled_and_makes_four_items() -> None:
+  text = load_config("configs/diffusion/ddpm.py").text
+  plain = encoders.make(text)
+  text.embedding = "somewhere"
+  net = encoders.make(text)
+  tokens = jnp.array([[5, 6, 0], [7, 0, 0]])
+  cond = Cond(
+    tokens=tokens, mask=tokens > 0, embedding=jnp.array([[1.0, 2, 3], [0, 0, 0]])
+  )
+  params = net.init(jax.random.key(0), cond)["params"]
+  out = net.apply({"params": params}, cond)
+  alone = plain.apply({"params": params["encoder"]}, cond.replace(embedding=None))
+  np.testing.assert_array_equal(out.seq[:, :3], alone.seq)
+  np.testing.assert_array_equal(out.mask[:, :3], alone.mask)
+  np.testing.assert_array_equal(out.mask[:, 3:], [[True] * 4, [False] * 4])
+  added = cond.embedding @ params["pooled"]["kernel"]
+  np.testing.assert_allclose(out.pooled, alone.pooled + added, atol=1e-6)
+  items = (cond.embedding @ params["items"]["kernel"]).reshape(2, 4, -1)
+  np.testing.assert_allclose(out.seq[:, 3:], items, atol=1e-6)
+
+
+def test_examples_carry_the_vectors_of_their_pictures(place: Path) -> None:
+  config = decoder(place)
+  pixels = source.load(config.data, "train")
+  data = build.encoded(config, pixels, "train")
+  cond = encoders.raw(config.text)
+  batch = batch_at(data, cond, seed=1, step=0, batch_size=4, languages=("en",))
+  opened = build.embedder(config)
+  expected = opened.codec.encode(opened.state, jnp.asarray(batch["x"]))
+  found = batch["cond"].embedding
+  np.testing.assert_allclose(found, expected[:, 0, 0], atol=1e-5)
+  dim = found.shape[1]
+  np.testing.assert_allclose(np.linalg.norm(found, axis=1), np.sqrt(dim), rtol=1e-5)
+  # The same of pictures that a user gives; none is a vector of zeros.
+  images = pictures.from_uint8([pixels.image(i) for i in range(2)])
+  given = build.conditions(config, ["a", "b"], [0, 0], images).embedding
+  np.testing.assert_allclose(given[1], data[1].embedding, atol=1e-5)
+  assert (build.conditions(config, ["a"], [0]).embedding == 0).all()
+
+
+def test_what_draws_like_a_picture_needs_one(place: Path) -> None:
+  config = decoder(place)
+  family, run = build.family(config), parallel.make(config.parallel)
+  load = lambda: source.load(config.data, "train")  # noqa: E731
+  with pytest.raises(UserError, match="draws what is like pictures"):
+    draw.request(config, family, run, load, ["a"], [], "")
+
+
+def test_what_draws_vectors_is_no_use_alone(place: Path) -> None:
+  fields = {
+    "data.codec": str(place / "clip"),
+    "sample.threshold": "none",
+    "model.net": "prior",
+  }
+  config = on(place / "pictures", "configs/diffusion/ddpm.py", **fields)
+  family, run = build.family(config), parallel.make(config.parallel)
+  load = lambda: source.load(config.data, "train")  # noqa: E731
+  assert draw.preview(config, family, run, load, place / "samples")(None) == {}
+  with pytest.raises(UserError, match="draws vectors, not pictures"):
+    draw.request(config, family, run, load, ["a"], [], "")
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"data.flip": True}, "set data.flip to False"),
+    ({"family": "vae.vae"}, "is for diffusion.ddpm"),
+    ({"text.embedding": "nowhere"}, "no run in"),
+  ],
+)
+def test_wrong_settings_are_refused(
+  place: Path, fields: dict[str, object], message: str
+) -> None:
+  with pytest.raises(UserError, match=message):
+    build.embedder(decoder(place, **fields))
+
+
+def test_a_codec_of_a_codec_is_both_in_turn() -> None:
+  double = Codec(
+    Spec((2, 2, 1), pixels=False),
+    lambda s, x: s * x,
+    lambda s, z: z / s,
+    pictures=False,
+  )
+  shifted = Codec(
+    Spec((4,), pixels=False),
+    lambda s, z: z.reshape(-1, 4) + s,
+    lambda s, c: (c - s).reshape(-1, 2, 2, 1),
+  )
+  both = codecs.chained(
+    codecs.Opened(double, 2.0, "a"), codecs.Opened(shifted, 10.0, "b")
+  )
+  x = jnp.arange(4.0).reshape(1, 2, 2, 1)
+  code = both.codec.encode(both.state, x)
+  assert code.tolist() == [[10, 12, 14, 16]]
+  np.testing.assert_array_equal(both.codec.decode(both.state, code), x)
+  assert both.codec.spec.shape == (4,)
+  assert not both.codec.pictures
+  assert both.key not in ("a", "b")
+
+
+def test_a_prior_gives_its_vector_to_the_next_stage() -> None:
+  """And shows no frames; what it draws is decoded to a vector first."""
+
+  def like(state: object, rng: jax.Array, cond: Cond, n: int) -> Samples:
+    images = jnp.broadcast_to(cond.embedding[:, :1, None, None], (n, 2, 2, 1))
+    return Samples(images, images[None], jnp.full(n, 2))
+
+  # A map of 1x1 with one channel, times ten.
+  codec = Codec(Spec((1, 1, 1)), None, lambda s, z: s.ema["weight"] * z, pictures=False)
+  prior = drawing(1, 3)
+  parts = {
+    "prior": system.Stage(prior, codecs.Opened(codec, None, "")),
+    "decoder": system.Stage(prior._replace(sample=like), None),
+  }
+  weights = {
+    "prior": system.Weights(state(weight=jnp.float32(1)), state(weight=10.0)),
+    "decoder": system.Weights(state(), None),
+  }
+  keys = sample_keys(jax.random.key(1), 2)
+  cond = {"prior": Cond(), "decoder": Cond(embedding=jnp.zeros((2, 1)))}
+  drawn = system.composed(parts).sample(state(**weights), keys, cond, 2)
+  for i in range(2):
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), i), 0)
+    vector = 10 * jax.random.normal(key, (1, 1, 1))
+    np.testing.assert_allclose(drawn.images[i], jnp.full((2, 2, 1), vector[0, 0, 0]))
+  assert drawn.frames.shape == (1, 2, 2, 2, 1)
+  assert drawn.nfe.tolist() == [5, 5]
