@@ -52,7 +52,7 @@ def test_text_and_vector_are_dropped_on_their_own() -> None:
   n = 20_000
   keys = sample_keys(jax.random.key(0), n)
   cond = Cond(label=jnp.zeros(n, jnp.int32), embedding=jnp.ones((n, 3)))
-  kept = cond.drop(keys, 0.5, 0.1)
+  kept = cond.drop(keys, 0.5, embedding=0.1)
   text, vector = kept.label == 0, (kept.embedding == 1).all(1)
   np.testing.assert_array_equal((kept.embedding == 0).all(1), ~vector)
   np.testing.assert_allclose(
