@@ -352,7 +352,9 @@ def gan() -> ConfigDict:
   g.start = 0  # updates before it counts and the critic learns
   g.critic_steps = 1  # updates of the critic, each by a part of the batch
   g.learning_rate = 0.0  # of the critic; 0 for optim.learning_rate
-  g.mismatch = 0.0  # share of real pictures with another's text among what is wrong
+  # Share of real pictures with their neighbour's text among what is wrong, where that
+  # is another text.
+  g.mismatch = 0.0
   # Penalties: gradients at real (r1) and fake pictures (r2), of WGAN-GP, and of styles.
   g.r1 = g.r2 = g.gradient_penalty = g.path_length = 0.0
   g.penalty_every, g.path_every = 1, 8  # updates; rarer is as much stronger

@@ -25,6 +25,9 @@ from core.errors import UserError, unknown
 MAX_STD = 0.289  # just above that of gamma = 0, the average of all weights
 KINDS = ("constant", "halflife", "power", "warmup")
 
+# Updates done -> the share of the newest weights.
+Rate = Callable[[Int[Array, ""]], Float[Array, ""]]
+
 
 class Ema(NamedTuple):
   """How the averages of a family's networks start and move.
@@ -50,12 +53,7 @@ def make(optim: ConfigDict, batch_size: int) -> Ema:
   Raises:
     UserError: unknown `ema`, or a length out of its range.
   """
-  if optim.ema == "power":
-    gammas = {suffix: std_to_gamma(std) for suffix, std in lengths(optim).items()}
-    rates = {s: functools.partial(power_rate, gamma) for s, gamma in gammas.items()}
-  else:
-    d = decay(optim, batch_size)
-    rates = {"": lambda done: 1 - d(done)}
+  rates = rates_of(optim, batch_size)
 
   def init(params: Mapping[str, PyTree]) -> dict[str, PyTree]:
     # Copies: a buffer that stands twice in a state can't be donated.
@@ -80,6 +78,21 @@ def make(optim: ConfigDict, batch_size: int) -> Ema:
     return moved
 
   return Ema(init, update)
+
+
+def rates_of(optim: ConfigDict, batch_size: int) -> dict[str, Rate]:
+  """What follows a network's name in `State.ema` -> 1 - d of that average.
+
+  '' is the average to draw with.
+
+  Raises:
+    UserError: unknown `ema`, or a length out of its range.
+  """
+  if optim.ema == "power":
+    gammas = {suffix: std_to_gamma(std) for suffix, std in lengths(optim).items()}
+    return {s: functools.partial(power_rate, gamma) for s, gamma in gammas.items()}
+  d = decay(optim, batch_size)
+  return {"": lambda done: 1 - d(done)}
 
 
 def lengths(optim: ConfigDict) -> dict[str, float]:

@@ -171,6 +171,7 @@ class Family(NamedTuple):
     nothing is drawn.
   evals: name -> ((state, batch, rng) -> [B]), e.g. bits per dimension.
   on_request: names of evals that are not taken unless asked for.
+  details: of an eval, what its number depends on, for the record of a score.
   edits: name -> ((state, rng, cond, given) -> Samples), e.g. inpainting.
   codecs: name -> Codec; 'latents' are real-valued, 'tokens' whole numbers.
   averages: whether `State.ema` averages the weights as `config.optim` says.
@@ -185,6 +186,7 @@ class Family(NamedTuple):
   sample: Callable[[State, Array, Any, int], Samples] | None
   evals: Mapping[str, Callable[[State, Batch, Array], Float[Array, " b"]]]
   on_request: tuple[str, ...] = ()
+  details: Mapping[str, Mapping[str, float | int]] = {}
   edits: Mapping[str, Callable[[State, Array, Any, Given], Samples]] = {}
   codecs: Mapping[str, Codec] = {}
   averages: bool = True
@@ -222,8 +224,9 @@ def make(config: ConfigDict, spec: Spec, field: str = "family", **parts: Any) ->
     if not isinstance(error.obj, ConfigDict):
       raise
     raise UserError(
-      f"the config of {config.family} lacks the field {error.name!r}; if it is of an"
-      " older run, train that anew, or add the field to its config.json."
+      f"{field}={config.family!r} needs a field {error.name!r}, which this config lacks:"
+      " take a config file of that family, or, if this is an older run's, train anew or"
+      " add the field to its config.json."
     ) from error
 
 

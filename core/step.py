@@ -40,6 +40,7 @@ def from_loss(
   sample: Callable[[PyTree, Array, Any, int], Samples] | None,
   evals: Mapping[str, Callable[[PyTree, Batch, Array], Float[Array, " b"]]],
   on_request: tuple[str, ...] = (),
+  details: Mapping[str, Mapping[str, float | int]] = {},
   edits: Mapping[str, Callable[[PyTree, Array, Any, Given], Samples]] = {},
   codecs: Mapping[str, Codec] = {},
   tracked: Tracked | None = None,
@@ -64,6 +65,7 @@ def from_loss(
     sample: as `Family.sample`, but given the EMA parameters.
     evals: as `Family.evals`, but given the EMA parameters.
     on_request: as `Family.on_request`.
+    details: as `Family.details`.
     edits: as `Family.edits`, but given the EMA parameters.
     codecs: as `Family.codecs`, but given the EMA parameters.
     tracked: what else training changes. With it all functions above but `init` take
@@ -171,6 +173,7 @@ def from_loss(
       for key, fn in evals.items()
     },
     on_request=on_request,
+    details=details,
     edits={
       key: lambda state, rng, *rest, fn=fn: fn(drawing(state), rng, *rest)
       for key, fn in edits.items()

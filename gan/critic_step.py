@@ -52,10 +52,12 @@ def make(
       found = losses.mean(loss.critic(real, fake))
       if gan.mismatch:
         # Reed et al. 2016 (arXiv:1605.05396), algorithm 1: a real picture with the
-        # text of another is as wrong as a fake one.
-        wrong = judge(play.reals, 2, jax.tree.map(rows.neighbours, cond))
+        # text of another is as wrong as a fake one. One with the same text is not.
+        other = jax.tree.map(rows.neighbours, cond)
+        wrong = judge(play.reals, 2, other)
+        share = gan.mismatch * ~rows.alike(cond, other)
         mismatched = losses.mean(loss.critic(real, wrong))
-        found = (1 - gan.mismatch) * found + gan.mismatch * mismatched
+        found = (1 - share) * found + share * mismatched
       penalty = penalties.of_critic(gan, judge, play, keys, count)
       metrics = {
         "critic_loss": found,

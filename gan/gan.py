@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 from ml_collections import ConfigDict
 
-from core import checks, edits
+from core import checks, edits, ema
 from core.errors import UserError
 from core.family import (
   Batch,
@@ -56,6 +56,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     )
   net = networks.generator(config, spec)
   limit = 0.0 if styled else config.sample.truncation
+  rate = ema.rates_of(config.optim, config.data.batch_size)[""]
   normalised = gan.spectral_norm == "both"
   if normalised:
     spectral.check_network(gan, "generator")
@@ -106,7 +107,13 @@ def make(config: ConfigDict, spec: Spec) -> Family:
       mutable=["batch_stats"],
     )
     # All devices have the same, so their sum is divided by how many there are.
-    sums = {"batch_stats": moved.get("batch_stats", {}), "vectors": vectors}
+    stats = moved.get("batch_stats", {})
+    if not styled:
+      # Moments of batch norm, averaged as the weights that they are drawn with are.
+      share = rate(tracked["updates"])
+      blend = lambda old, new: old + share * (new - old)  # noqa: E731
+      stats = jax.tree.map(blend, tracked["batch_stats"], stats)
+    sums = {"batch_stats": stats, "vectors": vectors}
     sums["parts"] = jnp.ones(())
     own, metrics = jnp.zeros(len(fakes)), {}
     if gan.path_length:
@@ -169,7 +176,10 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     return edits.film(form, config.sample.frames, last)
 
   def logit(state: State, batch: Batch, rng: Array) -> Float[Array, " b"]:
-    """The critic's of a real picture: it falls on held-out ones when it overfits."""
+    """The critic's of a real picture: it falls on held-out ones when it overfits.
+
+    StyleGAN2's sees how much four in a row differ, in the order of evaluation.
+    """
     own, x = state.extra["critic"], jnp.asarray(batch["x"])
     ready, _ = judge.ready(state.params["critic"], own)
     given = Play(jnp.zeros(len(x)), x, x)

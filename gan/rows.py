@@ -1,12 +1,22 @@
 """What is done across the rows of a batch, the same for any number of devices."""
 
 import jax
-from jaxtyping import Array, PyTree
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, PyTree
 
 
 def neighbours(a: Array) -> Array:
   """Rows 2i and 2i + 1 swapped: a partner that no cut over devices takes away."""
   return a.reshape(-1, 2, *a.shape[1:])[:, ::-1].reshape(a.shape)
+
+
+def alike(cond: PyTree, other: PyTree) -> Bool[Array, " b"]:
+  """Where all parts of two conditions are equal, row by row."""
+  same = [
+    (a == b).reshape(len(a), -1).all(1)
+    for a, b in zip(jax.tree.leaves(cond), jax.tree.leaves(other), strict=True)
+  ]
+  return jnp.stack(same).all(0)
 
 
 def mean(sums: PyTree, size: int, axis: str | None) -> PyTree:

@@ -14,17 +14,16 @@ class BatchNorm(nn.Module):
   Ioffe & Szegedy 2015 (arXiv:1502.03167), algorithm 1. With `vec`, scale - 1 and bias
   are linear maps of it (conditional batch norm: Dumoulin et al. 2017, arXiv:1610.07629;
   de Vries et al. 2017). In training the moments are those of the whole batch: `axis`
-  names the mapped axis over which they are averaged besides. Elsewhere they are running
-  averages, the collection "batch_stats", which training moves.
+  names the mapped axis over which they are averaged besides. Elsewhere they are those
+  in the collection "batch_stats", which training sets to its batch's, for its owner to
+  average.
 
   Moments are float32; the result has the type of x.
 
   Attributes:
-    momentum: share of the old averages that an update keeps.
-    tracked: keep averages; without, `training` must be True at all times.
+    tracked: keep moments; without, `training` must be True at all times.
   """
 
-  momentum: float = 0.9
   tracked: bool = True
 
   @nn.compact
@@ -49,8 +48,7 @@ class BatchNorm(nn.Module):
       if not training:
         mean, var = averages.value
       elif not self.is_initializing() and self.is_mutable_collection("batch_stats"):
-        old, new = averages.value, jnp.stack([mean, var])
-        averages.value = self.momentum * old + (1 - self.momentum) * new
+        averages.value = jnp.stack([mean, var])
     if vec is None:
       scale = self.param("scale", nn.initializers.ones, (c,))
       bias = self.param("bias", nn.initializers.zeros, (c,))

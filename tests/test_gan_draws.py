@@ -1,5 +1,7 @@
 """What a GAN draws, and its penalty on path lengths, by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from core.family import Spec, example_keys, sample_keys
 from gan import networks, penalties
-from tests.runs import random_batch
+from tests.runs import largest_difference, random_batch
 from tests.test_gan import make, make_config
 
 KEY = jax.random.key(2)
@@ -73,6 +75,30 @@ def test_styles_are_drawn_towards_their_mean():
   samples = jax.jit(lambda state: family.sample(state, KEY, cond, 8))(state)
   assert np.abs(w - mean).max() > 0.1
   np.testing.assert_allclose(samples.images, images, atol=1e-5)
+
+
+def test_moments_are_averaged_as_the_weights_are():
+  """Those of batch norm, with which the averaged weights are drawn."""
+  family, net, batch, state = started(generator="dcgan", critic="resnet")
+  before = jax.tree.map(
+    lambda a: a + jnp.arange(a.size).reshape(a.shape) / a.size,
+    state.extra["tracked"]["batch_stats"],
+  )
+  params, updates = state.params["generator"], 5
+  given = params, {"batch_stats": before, "updates": jnp.int32(updates)}
+  play = jax.jit(lambda batch: family.objective.play(given, batch, KEY, None))(batch)
+  draws, noises, _ = split(example_keys(KEY, jnp.asarray(batch["_id"])), 3)
+  z = jax.vmap(lambda key: jax.random.normal(key, (8,)))(draws)
+  usable = {"params": params, "batch_stats": before}
+  call = functools.partial(net.apply, training=True, mutable=["batch_stats"])
+  _, moved = jax.jit(call)(usable, z, batch["cond"], noises)
+  # The average of the weights moves by 1 - (1 + t) / (10 + t) after t updates.
+  share = 1 - 6 / 15
+  wanted = jax.tree.map(
+    lambda old, new: (1 - share) * old + share * new, before, moved["batch_stats"]
+  )
+  assert largest_difference(play.sums["batch_stats"], wanted) < 1e-5
+  assert largest_difference(before, wanted) > 0.1
 
 
 @pytest.mark.parametrize("updates", [3, 4])

@@ -89,7 +89,7 @@ def test_strided_convolution_is_flaxs():
 
 
 def test_batch_norm_is_flaxs():
-  ours, flaxs = BatchNorm(momentum=0.9), nn.BatchNorm(momentum=0.9, epsilon=1e-5)
+  ours, flaxs = BatchNorm(), nn.BatchNorm(momentum=0.0, epsilon=1e-5)
   x = 2 * normal(0, 6, 4, 4, 3) + 1
   variables = ours.init(KEY, x)
   params = noisy(variables["params"])
