@@ -7,7 +7,8 @@ import pytest
 
 from core.errors import UserError
 from gan import losses, penalties, spectral
-from gan.rows import neighbours
+from gan.rows import alike, neighbours
+from text.cond import Cond
 
 KEY = jax.random.key(0)
 REAL = np.array([-2.0, -0.3, 0.4, 1.7, 3.0])
@@ -175,6 +176,19 @@ def test_neighbours_swap_pairs():
   # The same rows, cut over devices at pairs.
   cut = [neighbours(a[i : i + 2]) for i in range(0, 6, 2)]
   np.testing.assert_array_equal(jnp.concatenate(cut), neighbours(a))
+
+
+def test_conditions_are_alike_only_if_all_of_them_is():
+  cond = Cond(
+    tokens=jnp.array([[1, 2], [1, 2], [1, 0], [1, 0]]),
+    mask=jnp.array([[1, 1], [1, 1], [1, 0], [1, 1]], bool),
+    label=jnp.array([3, 3, 3, 3]),
+  )
+  other = jax.tree.map(neighbours, cond)
+  np.testing.assert_array_equal(alike(cond, other), [1, 1, 0, 0])
+  labels = cond.replace(label=jnp.array([3, 4, 3, 3]))
+  other = jax.tree.map(neighbours, labels)
+  np.testing.assert_array_equal(alike(labels, other), [0, 0, 0, 0])
 
 
 PARAMS = {

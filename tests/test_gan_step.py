@@ -129,23 +129,27 @@ def test_gradients_of_both_players_by_hand():
   """Least squares with a term for mismatched texts, R1, R2, and the generator's own."""
   fields = {"loss": "least_squares", "mismatch": 0.25, "r1": 0.5, "r2": 0.3}
   batch = make_batch()
-  (_, after), (metrics,) = steps(make(make_config(**fields, weight=0.7)))
+  # A neighbour of the same class is not wrong: all that is wrong there is the fake.
+  batch["cond"] = Cond(label=jnp.array([1, 4, 2, 2, 0, 3, 3, 1]))
+  made = make(make_config(**fields, weight=0.7))
+  (_, after), (metrics,) = steps(made, batch=batch)
   real, fake, label, on_real, on_fake = hand(batch)
   other = label.reshape(-1, 2)[:, ::-1].ravel()
+  share = 0.25 * (other != label)
   wrong = on_real + 0.2 * (other - label)
   found = gradients(after, "critic")
 
   # d/dD of (D(x) - 1)^2 / 2 + (3/4 D(fake)^2 + 1/4 D(x | other)^2) / 2, and
   # (r1 + r2) / 2 |slope|^2.
   def by(r, f, w):
-    return np.mean((on_real - 1) * r + 0.75 * on_fake * f + 0.25 * wrong * w)
+    return np.mean((on_real - 1) * r + (1 - share) * on_fake * f + share * wrong * w)
 
   slope = np.array([0.3, -0.7])
   wanted = [by(real[:, i], fake[:, i], real[:, i]) + 0.8 * slope[i] for i in (0, 1)]
   np.testing.assert_allclose(found["slope"], wanted, rtol=1e-5)
   np.testing.assert_allclose(found["level"], by(1, 1, 1), rtol=1e-5)
   np.testing.assert_allclose(found["told"], by(label, label, other), rtol=1e-5)
-  loss = np.mean((on_real - 1) ** 2 + 0.75 * on_fake**2 + 0.25 * wrong**2) / 2
+  loss = np.mean((on_real - 1) ** 2 + (1 - share) * on_fake**2 + share * wrong**2) / 2
   np.testing.assert_allclose(metrics["critic_loss"], loss, rtol=1e-5)
   np.testing.assert_allclose(metrics["penalty"], 0.4 * (slope**2).sum(), rtol=1e-5)
   np.testing.assert_allclose(metrics["critic_real"], on_real.mean(), rtol=1e-5)
