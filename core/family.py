@@ -224,9 +224,9 @@ def make(config: ConfigDict, spec: Spec, field: str = "family", **parts: Any) ->
     if not isinstance(error.obj, ConfigDict):
       raise
     raise UserError(
-      f"{field}={config.family!r} needs a field {error.name!r}, which this config lacks:"
-      " take a config file of that family, or, if this is an older run's, train anew or"
-      " add the field to its config.json."
+      f"the config lacks the field {error.name!r}, which {field}={config.family!r}"
+      " reads: take a config file of that family; if this is of an older run, train"
+      " that anew, or add the field to its config.json."
     ) from error
 
 

@@ -112,6 +112,7 @@ class Scorer:
     coded = [n for n in metrics if n in reconstructed.METRICS and n not in own]
     self._config, self._workdir, self._averages = config, workdir, family.averages
     self._means = Means(config, family, run, own) if own else None
+    self._details = family.details
     held_out = self._held_out = load(config.data.eval_split)
     self._parts: list[Callable[[State], list[dict[str, Any]]]] = []
     if drawn:
@@ -140,7 +141,10 @@ class Scorer:
         "seed": self._config.seed,
         "ema": ema(self._config.optim, state),
       }
-      records += [{"metric": k, "value": v, **shared} for k, v in means.items()]
+      records += [
+        {"metric": k, "value": v, **self._details.get(k, {}), **shared}
+        for k, v in means.items()
+      ]
     for part in self._parts:
       records += part(state)
     if not self._averages:

@@ -236,6 +236,7 @@ def family(
     sample=sample,
     evals={"bpd": bpd, **more},
     on_request=tuple(more),
+    details={name: {"draws": config.flow.draws} for name in more},
     edits=edits,
     objective=Objective(init, play),
   )

@@ -71,6 +71,7 @@ def test_bits_of_normal_pixels_are_those_of_their_density():
   np.testing.assert_allclose(
     jax.jit(family.evals["bpd_iwae"])(state, batch, KEY), exact, rtol=1e-3
   )
+  assert family.details == {"bpd_iwae": {"draws": 4000}}
   # One draw gives a bound: the density is concave here, so it is near.
   once = jax.jit(family.evals["bpd"])(state, batch, KEY)
   np.testing.assert_allclose(once, exact, atol=0.03)

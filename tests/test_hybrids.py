@@ -116,6 +116,11 @@ def test_a_flows_critic_sees_draws():
     ("ddgan", {"path_length": 1.0}, "gan.path_length"),
     ("vqgan", {"generator": "r3gan"}, "gan.generator"),
     ("vae_gan", {"family": "vae.vea"}, "gan.family='vae.vea' is not a family"),
+    (
+      "vae_gan",
+      {"family": "flows.glow"},
+      "field 'flow', which gan.family='flows.glow'",
+    ),
     ("ddgan", {"family": "vae.vae"}, "no use for gan.family"),
     ("ddgan", {"augment": "noise"}, "noises pictures already"),
     ("ddgan", {"spectral_norm": "both"}, "is of gan.gan alone, not of gan.ddgan"),

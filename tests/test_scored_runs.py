@@ -173,6 +173,18 @@ def test_a_family_that_keeps_no_average_of_its_weights_names_none(
     assert ["ema" in record for record in found] == [averages] * 2
 
 
+def test_a_record_tells_what_its_number_depends_on(
+  config: ConfigDict, tmp_path: Path
+) -> None:
+  config.data.eval_split, config.data.languages = "test", ("en",)
+  evals = {
+    name: lambda state, batch, rng: jnp.ones(len(batch["x"])) for name in ("bpd", "kl")
+  }
+  family = FAMILY._replace(evals=evals, details={"bpd": {"draws": 7}})
+  found = scorer(config, tmp_path, "bpd", "kl", family=family)(state())["scores"]
+  assert [record.get("draws") for record in found] == [7, None]
+
+
 def test_memorisation_is_measured_against_the_training_split(
   config: ConfigDict, tmp_path: Path
 ) -> None:

@@ -219,6 +219,7 @@ def test_bounds_of_pictures_do_not_depend_on_how_a_batch_is_cut():
     np.testing.assert_allclose(joined, values, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(whole["bpd"], whole["kl"] + whole["reconstruction"])
   assert whole["bpd_iwae"].mean() < whole["bpd"].mean()
+  assert made.details["bpd_iwae"]["draws"] == config.vae.iwae_samples
   # The noise is uniform over a fifth of the range: log2 51 = 5.7 bits at best.
   assert 5.6 < whole["bpd_iwae"].mean() < 7
 

@@ -157,6 +157,7 @@ def family(
       "bpd_iwae": scored(iwae),
     },
     on_request=("bpd_iwae",),
+    details={"bpd_iwae": {"draws": vae.iwae_samples}},
     edits=edits,
     codecs=codecs,
     tracked=UNTRACKED,
