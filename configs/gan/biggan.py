@@ -2,9 +2,9 @@
 
 The default is its CIFAR-10 model: ResNets with spectral norm in both, classes by
 conditional batch norm and projection, four updates of the critic for one of the
-generator, Adam at 2e-4 with betas 0 and 0.999, batches of 50: FID 14.73 (appendix C;
-from memory). Differences: batches of 52, since the critic takes pictures in pairs; no
-orthogonal regularisation, which the paper needs for truncation.
+generator, Adam at 2e-4 with betas 0 and 0.999, batches of 50: FID 14.73 (appendix C,
+as others cite it). Differences: batches of 52, since the critic takes pictures in
+pairs; no orthogonal regularisation, which the paper needs for truncation.
 
 Variants:
   :imagenet128    96 channels, noise for every block, attention at 64x64, batches of
