@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 from ml_collections import ConfigDict
 
-from core import noise
+from core import checks, noise
 from core.errors import UserError, unknown
 from core.family import Play
 from gan import augment, networks, spectral
@@ -63,6 +63,8 @@ def make(config: ConfigDict, noisy: bool = False) -> Critic:
     raise UserError(
       f"{config.family} noises pictures already: set gan.augment to 'none'."
     )
+  if blurred:
+    checks.refuse_learned_noise(config)
   schedule = noise.make(config.noise) if blurred else None
   net = networks.critic(config, noisy or blurred)
   normalised = gan.spectral_norm != "none"

@@ -86,6 +86,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   gan, total = config.gan, config.noise.timesteps
   check_spec(config.family, spec, latents=False)
   checks.refuse_small_pictures(config)
+  checks.refuse_learned_noise(config)
   checks.refuse_guidance(config)
   checks.refuse(config, "text", drop=0.0)
   checks.refuse(config, "model", dropout=0.0)

@@ -118,6 +118,7 @@ def test_a_step_of_every_combination(networks, penalty, monkeypatch, subtests):
     ({"data.batch_size": 12, "gan.critic_steps": 4}, "gan.critic_steps=4"),
     ({"gan.path_length": 2.0}, "needs the styles"),
     ({"gan.loss": "hinje"}, "did you mean 'hinge'"),
+    ({"gan.augment": "noise", "noise.schedule": "learned"}, "cannot learn a schedule"),
     ({"gan.generator": "resnt"}, "did you mean 'resnet'"),
     ({"gan.critic": "dcgn"}, "did you mean 'dcgan'"),
     ({"gan.augment": "adda"}, "did you mean 'ada'"),
