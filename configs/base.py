@@ -297,7 +297,11 @@ def vae() -> ConfigDict:
   v.bottleneck = "kl"  # kl, vq (residual with quantizers > 1), gumbel or fsq
   v.loss = "l1"  # of the reconstruction: l1, l2 or laplace (of logits)
   v.perceptual_weight = 0.0  # of LPIPS, with VGG16
-  v.weights = ""  # safetensors of Stable Diffusion's autoencoder to start from
+  # Stable Diffusion's autoencoder to start from: its `vae`, or a safetensors of it.
+  v.weights = ""
+  # Latents are the encoder's times this, 0.18215 for Stable Diffusion; 0 makes them of
+  # mean 0 and deviation 1.
+  v.latent_scale = 0.0
   v.codes = 512  # in each codebook
   v.quantizers = 1  # codebooks, each for what the one before leaves over
   v.commitment = 0.25  # weight of |z - code|^2

@@ -39,8 +39,12 @@ def check_heads(widths: list[int], head_dim: int, heads: int = 0) -> None:
 
   Their number is `heads` at every width if `head_dim` is 0.
   """
+  if not head_dim and not heads and widths:
+    raise UserError(
+      f"`head_dim` must divide the network's width {widths[0]}, not be 0."
+    )
   if not head_dim:
-    if bad := [c for c in widths if not heads or c % heads]:
+    if bad := [c for c in widths if c % heads]:
       raise UserError(
         f"The network's width {bad[0]} does not divide into {heads} attention heads;"
         " change `widths` or `heads`, or give `head_dim`."

@@ -17,19 +17,15 @@ from core import family as families
 from core import parallel, snapshots
 from core.checkpoint import Checkpoints, abstract_like
 from core.errors import UserError
-from core.family import Batch, Family, Spec, State
+from core.family import Batch, Family, State
 from core.log import say
 from core.parallel import Parallel
 from core.workdir import flat, read_config, read_json, write_atomic
 from data.batches import eval_batches, train_batches
 from data.source import Dataset
-from diffusion import weights as diffusion
-from nets.pretrained import autoencoder as pretrained
-from nets.pretrained import lpips
-from pipelines import codecs, embeddings, features, texts
+from pipelines import codecs, embeddings, features, published, texts
 from text import encoders
 from text.cond import Cond
-from vae import autoencoder
 
 # What a generator models.
 DATA = tuple(f"data.{k}" for k in ("size", "channels", "low_size", "codec", "latents"))
@@ -58,37 +54,7 @@ def family(config: ConfigDict, **parts: Any) -> Family:
     UserError: what the config asks for does not exist or does not fit.
   """
   spec = codecs.spec(config)
-  return families.make(config, spec, **frozen(config, spec), **parts)
-
-
-def frozen(config: ConfigDict, spec: Spec) -> dict[str, PyTree]:
-  """The published weights that a config asks for.
-
-  Raises:
-    UserError: they are missing, of another network, or for another family.
-  """
-  vae, found = config.get("vae"), {}
-  if "diffusion" in config and config.diffusion.weights:
-    if config.family != "diffusion.ddpm":
-      raise UserError(
-        f"diffusion.weights is for diffusion.ddpm, not {config.family}; set it to ''."
-      )
-    found["weights"] = diffusion.load(config, spec)
-  if vae is None or not (vae.perceptual_weight or vae.weights):
-    return found
-  name = config.gan.family if config.family == "gan.hybrid" else config.family
-  if name != "vae.autoencoder":
-    raise UserError(
-      f"vae.perceptual_weight and vae.weights are for vae.autoencoder, not"
-      f" {config.family}; set them to 0 and ''."
-    )
-  if vae.perceptual_weight:
-    found["perceptual"] = lpips.load("vgg16")
-  if vae.weights:
-    net = autoencoder.network(config, spec)
-    file = Path(vae.weights).expanduser()
-    found["weights"] = pretrained.load(net, spec.shape, file)
-  return found
+  return families.make(config, spec, **published.frozen(config, spec), **parts)
 
 
 def codec(config: ConfigDict) -> codecs.Opened | None:

@@ -14,7 +14,7 @@ from core.family import Family, Spec, State
 from core.family import make as make_family
 from core.train import train
 from core.workdir import open_workdir
-from pipelines import build, features
+from pipelines import build, features, published
 from tests.runs import (
   CONFIGS,
   largest_difference,
@@ -80,7 +80,7 @@ def test_every_variant_fits_together(subtests: pytest.Subtests) -> None:
           pixels=False,
         )
         config.data.codec = ""
-      family = make_family(config, spec, **build.frozen(config, spec))
+      family = make_family(config, spec, **published.frozen(config, spec))
       batch = build.example_batch(config)
       batch["x"] = np.zeros((1, *spec.shape), spec.dtype)
       shapes = jax.eval_shape(family.init, SEED, batch)

@@ -9,8 +9,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from core.errors import UserError
+from core.family import Spec
 from nets.autoencoder import Autoencoder
 from nets.pretrained import autoencoder
+from pipelines.published import check_scale
+from tests.runs import load_config, random_batch
+from vae import autoencoder as vae
 
 NET = Autoencoder(3, encoded=6, latent=2, widths=(8, 16), blocks=1, attention=(4,))
 SHAPE = (8, 12, 3)
@@ -117,3 +121,42 @@ def test_files(tmp_path, monkeypatch):
       match=rf"is missing: download it from .*stabilityai/sd-vae-ft-mse .*{place}",
     ):
       autoencoder.load(NET, SHAPE, given)
+
+
+def test_a_scale_of_the_latents(tmp_path):
+  config = load_config("configs/vae/kl.py")
+  config.vae.latent_scale = 0.25
+  family = vae.make(config, Spec((8, 8, 3)))
+  batch = random_batch(config)
+  state = jax.jit(family.init)(jax.random.key(0), batch)
+  net, x = vae.network(config, Spec((8, 8, 3))), jnp.asarray(batch["x"])
+
+  @jax.jit
+  def run(state):
+    codec, params = family.codecs["latents"], {"params": state.ema["generator"]}
+    latents = codec.encode(state, x)
+    mean = net.apply(params, x, method="encode")[..., : latents.shape[-1]]
+    own = net.apply(params, mean, method="decode")
+    return latents, 0.25 * mean, codec.decode(state, latents), jnp.clip(own, -1, 1)
+
+  latents, wanted, images, own = run(state)
+  np.testing.assert_allclose(latents, wanted, atol=1e-6)
+  np.testing.assert_allclose(images, own, atol=1e-5)
+
+
+def test_a_folder_and_its_scale(tmp_path):
+  shapes = jax.eval_shape(NET.init, jax.random.key(0), jnp.zeros((1, *SHAPE)))
+  theta = jax.tree.map(lambda leaf: np.ones(leaf.shape, "f4"), shapes["params"])
+  file = tmp_path / "diffusion_pytorch_model.fp16.safetensors"
+  save_file(published(theta), file)
+  jax.tree.map(
+    np.testing.assert_array_equal, autoencoder.load(NET, SHAPE, tmp_path), theta
+  )
+  assert autoencoder.scale(tmp_path) is autoencoder.scale(file) is None
+  check_scale(0.3, file, "vae.latent_scale")
+  (tmp_path / "config.json").write_text('{"scaling_factor": 0.18215}')
+  assert autoencoder.scale(tmp_path) == autoencoder.scale(file) == 0.18215
+  check_scale(0.18215, file, "vae.latent_scale")
+  check_scale(0.0, file, "vae.latent_scale")
+  with pytest.raises(UserError, match="vae.latent_scale is 0.3, .*=0.18215; set it so"):
+    check_scale(0.3, file, "vae.latent_scale")

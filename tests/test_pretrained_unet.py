@@ -14,7 +14,7 @@ from core.family import Spec
 from diffusion import weights
 from nets.pretrained import unet
 from nets.unet import UNet
-from pipelines import build
+from pipelines import published
 from tests.runs import load_config
 from text.cond import Cond
 
@@ -196,7 +196,7 @@ def test_a_config_whose_noise_is_another_is_refused(state, tmp_path):
   config = config_of(folder)
   config.family = "diffusion.other"
   with pytest.raises(UserError, match="diffusion.weights is for diffusion.ddpm, not"):
-    build.frozen(config, SPEC)
+    published.frozen(config, SPEC)
   # Without the file nothing tells, but the network's own clock.
   (folder.parent / "scheduler" / "scheduler_config.json").unlink()
   weights.load(config_of(folder, **{"diffusion.prediction": "v"}), SPEC)

@@ -52,8 +52,9 @@ def make(
   bottleneck's own term (`vae/bottlenecks.py`).
 
   Of the latents the mean and deviation of each channel, of tokens the frequencies are
-  averaged over training. `codecs["latents"]` has mean 0 and deviation 1 by them, and a
-  sample draws each place on its own by them: it shows what a prior is needed for.
+  averaged over training. `codecs["latents"]` has mean 0 and deviation 1 by them, or is
+  the encoder's output times `vae.latent_scale`, and a sample draws each place on its
+  own by them: it shows what a prior is needed for.
 
   Args:
     config: the whole config.
@@ -175,13 +176,17 @@ def make(
     def to_code(weights: PyTree, x: Array) -> Array:
       params, tracked = weights
       found = code.encode(encode(params, x), tracked["bottleneck"])
-      return (
-        found if code.vocab_size else statistics.standard(found, tracked["seen"][name])
-      )
+      if code.vocab_size:
+        return found
+      if settings.latent_scale:
+        return settings.latent_scale * found
+      return statistics.standard(found, tracked["seen"][name])
 
     def to_picture(weights: PyTree, coded: Array) -> Array:
       params, tracked = weights
-      if not code.vocab_size:
+      if not code.vocab_size and settings.latent_scale:
+        coded = coded / settings.latent_scale
+      elif not code.vocab_size:
         coded = statistics.original(coded, tracked["seen"][name])
       return picture(params, code.decode(coded, tracked["bottleneck"]))
 

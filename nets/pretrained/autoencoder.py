@@ -9,6 +9,7 @@ from core import weights
 from core.errors import UserError
 from nets.autoencoder import Autoencoder
 from nets.pretrained import convert as to
+from nets.pretrained import hugging_face
 
 FILE = "sd-vae-ft-mse/diffusion_pytorch_model.safetensors"
 ORIGIN = (
@@ -132,6 +133,18 @@ def path() -> Path:
   return weights.locate(FILE, ORIGIN)
 
 
+def scale(file: Path) -> float | None:
+  """What latents are multiplied by, as config.json beside the weights says, if it does.
+
+  `file` is that of the weights, or its folder.
+  """
+  config = (file if file.is_dir() else file.parent) / "config.json"
+  if not config.exists():
+    return None
+  found = hugging_face.read_json(config).get("scaling_factor")
+  return float(found) if isinstance(found, int | float) else None
+
+
 def load(
   net: Autoencoder, shape: tuple[int, int, int], file: Path | None = None
 ) -> to.Params:
@@ -139,7 +152,7 @@ def load(
 
   Stable Diffusion's is `Autoencoder(image_channels=3, encoded=8, latent=4)`; another
   `net` needs a file of the same settings. A file of the whole of Stable Diffusion will
-  do too.
+  do too, and so will a folder `vae` as diffusers writes it.
 
   Raises:
     UserError: the file is missing, damaged or of another network, or images of `shape`
@@ -150,5 +163,9 @@ def load(
     raise UserError(
       f"{file} is missing: download it from {ORIGIN}, or give the file that you have."
     )
-  state, image = weights.read_safetensors(file), jnp.zeros((1, *shape))
+  if file.is_dir():
+    state = hugging_face.read_tensors(file, Path(FILE).stem).state
+  else:
+    state = weights.read_safetensors(file)
+  image = jnp.zeros((1, *shape))
   return to.checked(file, net, convert, state, image)
