@@ -458,9 +458,10 @@ def system(draw: tuple[str, ...], **stages: ConfigDict) -> ConfigDict:
   own = ("size", "channels", "batch_size", "low_size", "codec", "latents", "flip")
   for name in sorted(set(last.data) - set(own)):
     c.data[name] = last.data[name]
-  for name in ("num_images", "per_prompt", "prompts", "seed", "frames"):
+  for name in ("num_images", "per_prompt", "prompts", "rerank", "seed", "frames"):
     c.sample[name] = last.sample[name]
-  for name in ("metrics", "num_images", "batch_size", "features", "reference_split"):
+  scored = ("metrics", "num_images", "batch_size", "features", "reference_split")
+  for name in (*scored, "clip"):
     c.eval[name] = last.eval[name]
   c.parallel = ConfigDict(last.parallel.to_dict())
   for stage in stages.values():

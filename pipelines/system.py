@@ -104,8 +104,8 @@ def composed(parts: Mapping[str, Stage]) -> Family:
 
 
 def film(
-  films: Sequence[Float[Array, "k n h w c"]], size: tuple[int, int]
-) -> Float[Array, "l n h2 w2 c"]:
+  films: Sequence[Float[Array, "_ n _ _ c"]], size: tuple[int, int]
+) -> Float[Array, "_ n _ _ c"]:
   """The frames of all stages, one after the other, each of that size."""
 
   def enlarged(frames: Float[Array, "k n h w c"]) -> Float[Array, "k n h2 w2 c"]:

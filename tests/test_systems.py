@@ -11,9 +11,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base
+from core import limits
 from core.checkpoint import Checkpoints
 from core.errors import UserError
-from core.family import Family, Samples, State, sample_keys
+from core.family import Family, Samples, Spec, State, sample_keys
+from core.family import make as make_family
 from core.workdir import open_workdir, read_config
 from pipelines import build, stages, system
 from tests.runs import (
@@ -73,15 +75,53 @@ def test_a_cascade_is_its_stages_one_after_the_other() -> None:
 
 
 @pytest.mark.parametrize("file", SYSTEMS)
-def test_every_variant_of_a_system_fits_together(file: str) -> None:
-  """Each stage's networks are built without their numbers, over its codec's latents."""
+def test_every_variant_of_a_system_fits_together(
+  file: str, subtests: pytest.Subtests
+) -> None:
+  """At full size too: each stage's networks are built without their numbers."""
   for variant in variants(file):
-    config = load_config(file, variant) if variant else load_config(file)
+    config = load_config(file, variant)
     stages.check(config)
+    limits.check(config)
     for name in config.order:
-      own = ConfigDict(config.stages[name].to_dict())
-      assert own.family, name
-      assert own.data.name == config.data.name
+      with subtests.test(f"{variant}:{name}"):
+        own = ConfigDict(config.stages[name].to_dict())
+        assert own.data.name == config.data.name
+        family = built(config, name)
+        batch = {
+          "x": np.zeros((1, *spec_of(config, name).shape), spec_of(config, name).dtype),
+          "cond": conditions(config, name),
+          "_id": np.zeros(1, np.uint32),
+          "_mask": np.ones(1, bool),
+        }
+        shapes = jax.eval_shape(family.init, jax.random.key(0), batch)
+        assert jax.tree.leaves(shapes.params)
+
+
+def spec_of(config: ConfigDict, name: str) -> Spec:
+  """What a stage models, by the codec of the stage that it names."""
+  data = config.stages[name].data
+  if not data.codec:
+    return Spec((data.size, data.size, data.channels))
+  codec = built(config, data.codec[1:]).codecs[data.latents]
+  return codec.spec
+
+
+def built(config: ConfigDict, name: str) -> Family:
+  own = ConfigDict(config.stages[name].to_dict())
+  return make_family(
+    own, spec_of(config, name), **build.frozen(own, spec_of(config, name))
+  )
+
+
+def conditions(config: ConfigDict, name: str) -> Cond:
+  own = ConfigDict(config.stages[name].to_dict())
+  other, own.text.embedding = own.text.embedding, ""
+  cond = build.conditions(own, ["a"], [0])
+  if other:
+    dim = config.stages[other[1:]].clip.dim
+    cond = cond.replace(embedding=np.zeros((1, dim), np.float32))
+  return cond
 
 
 def test_shared_fields_have_one_value() -> None:

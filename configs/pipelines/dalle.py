@@ -1,26 +1,38 @@
 """DALL-E 1 (Ramesh et al. 2021, arXiv:2102.12092).
 
-An autoencoder makes tokens of pictures, and a decoder continues text by them.
+An autoencoder makes tokens of pictures, a decoder continues text by them, and a dual
+encoder chooses among what it draws: `--config.sample.rerank=512` is the paper's number.
+The default is the paper's shape: the dVAE, 12 billion parameters over its 32x32 tokens,
+and CLIP.
 
 Variants:
-  :openmoji32  captions to 32x32 OpenMoji: the VQ autoencoder's 8x8 codes, and the
-               stream of configs/autoregressive/dalle.py.
-  :tiny        seconds; what tests use.
+  :openmoji32       captions to 32x32 OpenMoji: the VQ autoencoder's 8x8 codes, and the
+                    stream of configs/autoregressive/dalle.py.
+  :openmoji32_fsq, :openmoji32_dvae  the same over the codes of those.
+  :tiny             seconds; what tests use.
 """
 
 from ml_collections import ConfigDict
 
 from configs import base
 from configs.autoregressive import dalle
-from configs.vae import vq
+from configs.text import clip
+from configs.vae import dvae, fsq, vq
 
-VARIANTS = ("openmoji32", "tiny")
+CODECS = {"": vq, "fsq": fsq, "dvae": dvae}
+VARIANTS = ("openmoji32", "openmoji32_fsq", "openmoji32_dvae", "tiny")
 
 
-def get_config(variant: str = "openmoji32") -> ConfigDict:
+def get_config(variant: str = "") -> ConfigDict:
   """The config of a variant."""
-  if variant not in VARIANTS:
+  if variant not in ("", *VARIANTS):
     raise base.unknown_variant(variant, VARIANTS)
-  codec, generator = vq.get_config(variant), dalle.get_config(variant)
+  size, _, kind = variant.partition("_")
+  codec = dvae.get_config() if not variant else CODECS[kind].get_config(size)
+  dual, generator = clip.get_config(size), dalle.get_config(size)
+  if not variant:
+    codec.data.name, codec.data.size = "folder", generator.data.size
+    codec.data.flip, dual.data.channels = False, 3
   generator.data.codec, generator.data.latents = "@codec", "tokens"
-  return base.system(("generator",), codec=codec, generator=generator)
+  generator.eval.clip = "@clip"
+  return base.system(("generator",), codec=codec, clip=dual, generator=generator)

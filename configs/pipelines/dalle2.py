@@ -2,37 +2,50 @@
 
 CLIP; a prior that draws the vector of a picture from text; and a decoder, a diffusion
 of pictures that are like a vector. The prior is a diffusion of vectors by a causal
-transformer, or autoregressive over their principal components in 1,024 cells each.
+transformer, or autoregressive over their principal components in 1,024 cells each. The
+default is the paper's: CLIP, a prior of 1 billion parameters, a decoder of 3.5 billion
+at 64x64 and two upsamplers to 1024x1024 (appendix C; COCO FID 10.39, and 10.63 with the
+autoregressive prior, :ar).
+
+`--stage=decoder --mode=sample --image=PICTURE` draws variations of a picture.
 
 Variants:
+  :ar             the autoregressive prior.
   :openmoji32     captions to 32x32 OpenMoji, with the diffusion prior.
   :openmoji32_ar  the same with the autoregressive prior.
-  :tiny, :tiny_ar seconds; what tests use.
+  :tiny, :tiny_ar  seconds; what tests use.
 """
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, shapes
 from configs.autoregressive import decoder as autoregressive
-from configs.diffusion import ddpm
+from configs.diffusion import ddpm, super_resolution
 from configs.text import clip
 
-VARIANTS = ("openmoji32", "openmoji32_ar", "tiny", "tiny_ar")
+VARIANTS = ("ar", "openmoji32", "openmoji32_ar", "tiny", "tiny_ar")
 
 
-def get_config(variant: str = "openmoji32") -> ConfigDict:
+def get_config(variant: str = "") -> ConfigDict:
   """The config of a variant."""
-  if variant not in VARIANTS:
+  if variant not in ("", *VARIANTS):
     raise base.unknown_variant(variant, VARIANTS)
-  size = variant.removesuffix("_ar")
+  size = variant.removesuffix("ar").removesuffix("_")
   stages = {"clip": clip.get_config(size)}
-  if variant.endswith("_ar"):
+  if variant.endswith("ar"):
     stages["components"] = components(size)
     stages["prior"] = tokens_prior(size)
   else:
     stages["prior"] = diffusion_prior(size)
   stages["decoder"] = decoder(size)
-  return base.system(("prior", "decoder"), **stages)
+  if not size:
+    stages["large"], stages["largest"] = upsampler(256), upsampler(1024)
+    for c in stages.values():
+      c.data.name, c.data.eval_split, c.data.flip = "folder", "test", False
+    for name in set(stages) - {"large", "largest"}:
+      stages[name].data.size = 64
+  drawing = ("prior", "decoder", "large", "largest")
+  return base.system(tuple(n for n in drawing if n in stages), **stages)
 
 
 def diffusion_prior(size: str) -> ConfigDict:
@@ -43,10 +56,22 @@ def diffusion_prior(size: str) -> ConfigDict:
   c.diffusion.prediction = c.diffusion.loss = "x"
   c.model.net = "prior"
   c.sample.sampler, c.sample.threshold = "ddim", "none"
+  c.sample.steps = 64
   if size == "openmoji32":
     c.model.dim, c.model.depth, c.model.heads, c.data.batch_size = 192, 4, 3, 256
-    c.sample.steps, c.train.steps = 64, 2000
+    c.train.steps = 2000
+  if not size:
+    captioned(c)
+    shapes.unclip_prior(c)
+    c.data.batch_size, c.train.steps, c.sample.steps = 4096, 600_000, 64
+    c.model.dropout = 0.0
   return c
+
+
+def captioned(c: ConfigDict) -> None:
+  """Text as the published networks read it, by bytes."""
+  c.text.encoder, c.text.max_tokens, c.text.classes = "bytes", 256, 0
+  c.text.dim, c.text.depth, c.text.heads = 2048, 24, 32
 
 
 def components(size: str) -> ConfigDict:
@@ -56,7 +81,8 @@ def components(size: str) -> ConfigDict:
   base.openmoji32(c)
   c.text.encoder, c.text.drop = "none", 0.0
   c.data.codec, c.data.batch_size, c.train.steps = "@clip", 256, 14
-  c.pca.components, c.pca.buckets = 64, 128
+  if size == "openmoji32":
+    c.pca.components, c.pca.buckets = 64, 128
   if size == "tiny":
     base.tiny(c)
   c.sample.threshold, c.sample.guidance_scale = "none", 1.0
@@ -69,6 +95,10 @@ def tokens_prior(size: str) -> ConfigDict:
   c.data.codec, c.data.latents = "@components", "tokens"
   if size == "openmoji32":
     c.train.steps = 1000
+  if not size:
+    captioned(c)
+    shapes.unclip_ar_prior(c)
+    c.data.batch_size, c.train.steps = 4096, 1_000_000
   return c
 
 
@@ -78,4 +108,18 @@ def decoder(size: str) -> ConfigDict:
   c.text.embedding, c.text.embedding_drop, c.text.drop = "@clip", 0.1, 0.5
   if size == "openmoji32":
     c.train.steps = 3000
+  if not size:
+    c.noise.schedule, c.noise.timesteps = "cosine", 1000
+    shapes.unclip_decoder(c)
+    c.data.batch_size, c.train.steps, c.sample.steps = 2048, 800_000, 250
+    c.sample.variance = "learned"
+  return c
+
+
+def upsampler(size: int) -> ConfigDict:
+  """Without text or vector, from pictures with noise or blur (appendix C)."""
+  c = super_resolution.get_config()
+  shapes.unclip_upsampler(c, size)
+  c.text.drop, c.sample.guidance_scale = 0.0, 1.0
+  c.sample.steps = {256: 27, 1024: 15}[size]
   return c
