@@ -220,7 +220,7 @@ def cropped(
   """A square of each picture, enlarged to the picture's size, linearly.
 
   Its side is uniform in [least, 1] of the picture's, its place uniform. A random square
-  is all the augmentation of Radford et al. 2021 (section 2.4).
+  is all the augmentation of Radford et al. 2021 (section 2.3).
   """
   size = x.shape[1:3]
 

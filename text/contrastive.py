@@ -121,7 +121,8 @@ def sigmoid(
   """Of each own pair i, -log s(z_ii) - sum over its negatives j of log s(-z_ij).
 
   z_ij = t u_i.v_j + b with t = `scale`, b = `bias`, and s the logistic function. Its
-  mean over pairs is the loss of SigLIP, Zhai et al. 2023 (arXiv:2303.15343, eq. 1).
+  mean over pairs is the loss of SigLIP, Zhai et al. 2023 (arXiv:2303.15343, algorithm
+  1).
   """
   own = batch.own
   right = scale * jnp.sum(own.images * own.texts, axis=-1) + bias
