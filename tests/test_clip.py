@@ -219,8 +219,10 @@ def test_scale_stays_below_a_hundred() -> None:
   assert float(jnp.exp(state.params["clip"]["scale"])) <= 100 + 1e-4
 
 
-def test_unit_vectors_and_the_loss_of_the_family() -> None:
+@pytest.mark.parametrize("image", clip.TOWERS)
+def test_unit_vectors_and_the_loss_of_the_family(image: str) -> None:
   config = config_for("jit", "infonce")
+  config.clip.image = image
   config.clip.crop = 1.0
   family, batch = build.family(config), batch_of(config, 0)
   state = jax.jit(family.init)(jax.random.key(0), batch)
@@ -274,6 +276,7 @@ def test_the_papers_network_has_its_parameters() -> None:
     ("clip", {"loss": "infonse"}, "did you mean 'infonce'"),
     ("clip", {"image": "vitt"}, "did you mean 'vit'"),
     ("text", {"encoder": "none"}, "text.encoder to 'bytes'"),
+    ("text", {"encoder": "frozen"}, "text.frozen_output to .'pooled',."),
     ("text", {"drop": 0.1}, "text.drop=0.1"),
     ("optim", {"microbatches": 2}, "optim.microbatches=2"),
     ("model", {"patch": 3}, "patches of 3"),

@@ -18,7 +18,7 @@ from core.family import Batch, Codec, Family, Metrics, Spec, Towers, example_key
 from core.step import from_loss
 from nets import build
 from nets.clip_image import Head, ImageTower, ResNet
-from text import contrastive, encoders
+from text import contrastive, encoders, frozen
 from text.cond import Cond
 
 LOSSES = ("infonce", "siglip")
@@ -199,6 +199,13 @@ def check(config: ConfigDict, spec: Spec) -> None:
       f" cut into optim.microbatches={config.optim.microbatches}: set it to 1; to save"
       " memory set model.remat to True."
     )
+  if config.text.encoder == "frozen":
+    outputs = tuple(output for _, output in frozen.chosen(config.text))
+    if "both" in outputs:
+      raise UserError(
+        "text.clip reads the pooled vector of a caption alone: set text.frozen_output to"
+        f" {('pooled',) * len(outputs)}."
+      )
   checks.refuse_small_pictures(config)
   checks.refuse(config, "text", drop=0.0, frozen_drop=())
   checks.refuse(config, "model", dropout=0.0)
