@@ -203,7 +203,7 @@ def check(config: ConfigDict, spec: Spec) -> None:
     outputs = tuple(output for _, output in frozen.chosen(config.text))
     if "both" in outputs:
       raise UserError(
-        "text.clip reads the pooled vector of a caption alone: set text.frozen_output to"
+        "text.clip reads the pooled vector of a caption: set text.frozen_output to"
         f" {('pooled',) * len(outputs)}."
       )
   checks.refuse_small_pictures(config)
