@@ -206,8 +206,10 @@ def check(config: ConfigDict, spec: Spec) -> None:
         "text.clip reads the pooled vector of a caption: set text.frozen_output to"
         f" {('pooled',) * len(outputs)}."
       )
+    if any(config.text.frozen_drop):
+      checks.refuse(config, "text", frozen_drop=())
   checks.refuse_small_pictures(config)
-  checks.refuse(config, "text", drop=0.0, frozen_drop=())
+  checks.refuse(config, "text", drop=0.0)
   checks.refuse(config, "model", dropout=0.0)
   if not spec.pixels and (own.crop < 1 or config.data.flip):
     raise UserError(
