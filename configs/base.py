@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
   c.family = ""  # a module with make(config, spec), e.g. 'diffusion.ddpm'
 
   c.data = ConfigDict()
-  c.data.name = "openmoji"  # openmoji, fashion_mnist, folder, or a TFDS image set
+  c.data.name = "openmoji"  # openmoji, fashion_mnist, folder, shards, or a TFDS set
   c.data.size = 32  # side of the square images, in pixels
   c.data.channels = 3  # 1 grey, 3 colour
   c.data.batch_size = 128  # images a step over all devices and hosts
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
   c.data.latents = "latents"  # or tokens
   c.data.flip = False  # mirror half of the training images
   c.data.on_bad_image = "fail"  # or 'skip' unreadable files
-  c.data.path = ""  # folder of the images (folder) or idx files (fashion_mnist)
+  c.data.path = ""  # of the images (folder), tar files (shards), idx (fashion_mnist)
   c.data.dir = ""  # where TFDS keeps prepared data; '' is TFDS's own default
 
   c.text = ConfigDict()

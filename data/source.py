@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from PIL.Image import Resampling
 
 from core.errors import UserError
-from data import fashion_mnist, folder, tfds_sets
+from data import fashion_mnist, folder, shards, tfds_sets
 from data.dataset import Dataset, Example
 
 __all__ = ["Dataset", "Example", "load", "prepare"]
@@ -18,8 +18,8 @@ __all__ = ["Dataset", "Example", "load", "prepare"]
 def load(config: ConfigDict, split: str) -> Dataset:
   """The split of the data set that `config` (the `data` part) names, prepared first.
 
-  `config.name` is 'openmoji', 'fashion_mnist', 'folder' or any image data set of
-  TensorFlow Datasets.
+  `config.name` is 'openmoji', 'fashion_mnist', 'folder', 'shards' or any image data set
+  of TensorFlow Datasets.
 
   Raises:
     UserError: the data are unknown, missing, damaged, of another size or number
@@ -30,6 +30,8 @@ def load(config: ConfigDict, split: str) -> Dataset:
   match config.name:
     case "folder":
       loaded = folder.load(config, split)
+    case "shards":
+      loaded = shards.load(config, split)
     case "fashion_mnist":
       loaded = fashion_mnist.load(config, split)
     case name:
@@ -58,6 +60,8 @@ def prepare(config: ConfigDict) -> None:
   match config.name:
     case "folder":
       folder.load(config, config.train_split)
+    case "shards":
+      shards.load(config, config.train_split)
     case "fashion_mnist":
       fashion_mnist.load(config, config.train_split)
     case "openmoji":

@@ -16,7 +16,7 @@ from core.log import say
 from data import dataset, images
 from data.dataset import Captions, Dataset, Example
 
-OURS = ("folder", "openmoji")
+OURS = ("folder", "openmoji", "shards")
 FAILED = (
   OSError,  # the network's and the disk's errors
   AssertionError,  # a file that must be fetched by hand
