@@ -222,10 +222,15 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"{field} must be {allowed}, not {number!r}.")
   if not config.data.languages:
     raise UserError("data.languages must name at least one language, such as ('en',).")
-  for field in ("data.languages", "sample.prompts"):
+  for field, example in (
+    ("data.languages", "en"),
+    ("sample.prompts", "red heart"),
+    ("text.frozen", "minilm"),
+    ("text.frozen_output", "both"),
+  ):
     part, name = field.split(".")
-    if not all(isinstance(text, str) for text in config[part][name]):
-      raise UserError(f"{field} must be texts, such as ('red heart',).")
+    if not all(isinstance(text, str) for text in config[part].get(name, ())):
+      raise UserError(f"{field} must be texts, such as ({example!r},).")
   stds, allowed = config.optim.ema_std, Range(0, ema.MAX_STD, True, True)
   if len(set(stds)) < 2 or len(set(stds)) < len(stds):
     raise UserError(

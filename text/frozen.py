@@ -19,7 +19,7 @@ from core.errors import UserError, unknown
 from text import tokens
 from text.cond import Cond
 from text.encoded import Encode, Encoded, Frozen
-from text.hugging_face import HuggingFace
+from text.published import HuggingFace
 
 # Of what is computed here: raise it with any change of vectors.
 VERSION = 1
