@@ -15,7 +15,7 @@ from core.log import finite, say
 from core.parallel import Parallel
 from core.workdir import explained, write_atomic
 from data.dataset import Dataset
-from eval import aligned, paired, reconstructed, retrieval, scores
+from eval import aligned, paired, reconstructed, retrieval, scores, vectors
 from eval.images import of_dataset
 from eval.sampled import SampleScores
 from pipelines import build
@@ -31,6 +31,8 @@ def usual(
   reference = load(config.eval.reference_split or data.train_split)
   drawn = config.eval.num_images or len(reference)
   chosen = list(own(family))
+  if vectors.drawn(config):
+    return (*chosen, *vectors.METRICS)
   for metric in scores.USUAL if family.sample else ():
     have = min(drawn, len(reference))
     if metric == "memorisation":
@@ -85,7 +87,8 @@ class Scorer:
     run: the devices.
     workdir: of the run; it need not be there yet.
     metrics: names among the family's evals, `scores.METRICS` and those of
-      `eval/reconstructed.py`, `eval/retrieval.py` and `eval/aligned.py`.
+      `eval/reconstructed.py`, `eval/retrieval.py`, `eval/aligned.py` and
+      `eval/vectors.py`.
     load: split -> its data.
 
   Raises:
@@ -102,6 +105,7 @@ class Scorer:
     load: Callable[[str], Dataset],
   ):
     others = (*reconstructed.METRICS, *retrieval.METRICS, *aligned.METRICS)
+    others += vectors.METRICS
     known = (*family.evals, *scores.METRICS, *others)
     for name in metrics:
       if name not in known:
@@ -122,6 +126,8 @@ class Scorer:
     if coded:
       made = reconstructed.ReconstructionScores
       self._parts.append(made(config, family, run, workdir, coded, held_out))
+    if "cosine" in metrics:
+      self._parts.append(vectors.VectorScores(config, family, run, held_out))
     if "retrieval" in metrics:
       self._parts.append(retrieval.RetrievalScores(config, family, run, held_out))
 

@@ -49,12 +49,14 @@ def batch_sampler(
   size: int,
   film: bool = True,
   given: Given | None = None,
+  vectors: bool = False,
 ) -> Callable[..., Samples]:
   """(state, first, captions, labels, images=None) -> samples first, first + 1, ...
 
   Compiled once for `size` of them, or fewer. The noise of sample i depends on
   `config.sample.seed` and on i alone. Without `film` there are no frames. With `given`,
-  `size` pictures, they are not drawn anew but edited, by `config.sample.edit`.
+  `size` pictures, they are not drawn anew but edited, by `config.sample.edit`. A prior,
+  which draws vectors, is refused but with `vectors`.
 
   Raises:
     UserError: a family that draws nothing, a negative prompt for a generator that reads
@@ -77,7 +79,7 @@ def batch_sampler(
       " sample.guidance_scale above 1, and sample.guide to ''."
     )
   codec = build.codec(config)
-  if codec and not codec.codec.pictures:
+  if codec and not (codec.codec.pictures or vectors):
     raise UserError(
       f"what generates latents of {config.data.codec} draws vectors, not pictures; it"
       " draws as a stage of a system, before one that has text.embedding."

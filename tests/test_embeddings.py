@@ -10,11 +10,12 @@ from ml_collections import ConfigDict
 
 from core import parallel
 from core.errors import UserError
-from core.family import Codec, Samples, Spec, sample_keys
+from core.family import Codec, Samples, Spec, State, sample_keys
 from core.train import train
 from core.workdir import open_workdir
 from data import source
 from data.batches import batch_at
+from eval import vectors
 from pipelines import build, codecs, draw, pictures, system
 from tests.runs import load_config, picture_folder
 from tests.test_systems import drawing, state
@@ -121,6 +122,34 @@ def test_what_draws_vectors_is_no_use_alone(place: Path) -> None:
   assert draw.preview(config, family, run, load, place / "samples")(None) == {}
   with pytest.raises(UserError, match="draws vectors, not pictures"):
     draw.request(config, family, run, load, ["a"], [], "")
+
+
+def test_vectors_are_scored_by_their_angle_to_the_right_ones(place: Path) -> None:
+  """A prior that draws (1, 0, 0, ...) has the mean of the true first numbers."""
+  fields = {
+    "data.codec": str(place / "clip"),
+    "sample.threshold": "none",
+    "eval.num_images": 10,
+  }
+  config = on(place / "pictures", "configs/diffusion/ddpm.py", **fields)
+  run, pixels = parallel.make(config.parallel), source.load(config.data, "train")
+  true = build.encoded(config, pixels, "train")
+
+  def sample(state: State, rng: jax.Array, cond: Cond, n: int) -> Samples:
+    images = jnp.zeros((n, *true[0].image.shape)).at[..., 0].set(2.0)
+    return Samples(images, images[None], jnp.ones(n, jnp.int32))
+
+  family = drawing(1, 1)._replace(sample=sample)
+  found = vectors.VectorScores(config, family, run, pixels)(state())
+  values = {record["metric"]: record["value"] for record in found}
+  rows = np.stack([true[i].image.ravel() for i in range(10)])
+  expected = np.mean(rows[:, 0] / np.linalg.norm(rows, axis=1))
+  np.testing.assert_allclose(values["cosine"], expected, rtol=1e-5)
+  np.testing.assert_allclose(values["cosine_shuffled"], expected, rtol=1e-5)
+  assert vectors.cosine(np.eye(2), np.array([[3.0, 0], [0, -1]])) == 0
+  config.data.codec = ""
+  with pytest.raises(UserError, match="is for priors"):
+    vectors.VectorScores(config, family, run, pixels)
 
 
 @pytest.mark.parametrize(
