@@ -28,6 +28,9 @@ def get_config(variant: str = "") -> ConfigDict:
   c.gan.weight = 0.05
   if not variant:
     c.gan.widths = (128, 256, 512)
+  elif variant != "tiny":
+    # At 0.05 and Glow's own rate the loss is no number after 90 steps.
+    c.gan.weight, c.optim.learning_rate = 0.01, 5e-4
   if variant == "tiny":
     base.tiny(c)
   return c
