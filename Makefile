@@ -1,6 +1,7 @@
 # make quickstart   install, train on small pictures, draw from prompts
 # make test         lint, layers, fast tests
 # make parity       compare with PyTorch, in an environment of its own
+# make pairs        install Apache Beam apart, and test the preparation of shards
 # make slow         the tests that take minutes
 # make lock         write the lock files again (UPGRADE=--upgrade: newest versions)
 # make clean        remove environments and caches, not runs/
@@ -17,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Prompts are UTF-8 in every locale.
 export PYTHONUTF8 = 1
 
-.PHONY: quickstart test parity slow lock clean
+.PHONY: quickstart test parity pairs slow lock clean
 
 quickstart: .venv/installed
 	.venv/bin/python main.py --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -30,6 +31,9 @@ test: .venv/installed
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports --no-logo
 	.venv/bin/python -m pytest
+
+pairs: .venv-pairs/installed
+	.venv-pairs/bin/python -m pytest tests/test_preparation.py
 
 slow: .venv/installed
 	.venv/bin/python -m pytest -m slow
@@ -58,6 +62,13 @@ parity: .venv-parity/installed
 	.venv-parity/bin/python -m pip install --no-deps -e .
 	@touch $@
 
+# Apache Beam holds back packages that the rest has newer.
+.venv-pairs/installed: requirements-pairs.lock setup.cfg pyproject.toml \
+  | .venv-pairs/bin/pip
+	.venv-pairs/bin/python -m pip install -r requirements-pairs.lock
+	.venv-pairs/bin/python -m pip install --no-deps -e .
+	@touch $@
+
 # An environment of the first Python that is right and can make one.
 %/bin/pip:
 	@for python in $(PYTHON); do \
@@ -77,7 +88,7 @@ parity: .venv-parity/installed
 	fi >&2; exit 1
 
 # One version of each package for all Pythons and systems. The second file holds what
-# parity needs besides, without CUDA.
+# parity needs besides, without CUDA; the third is whole.
 lock: | .venv-lock/bin/pip
 	.venv-lock/bin/python -m pip install uv
 	.venv-lock/bin/uv pip compile $(LOCK) --extra test --extra text setup.cfg \
@@ -88,10 +99,12 @@ lock: | .venv-lock/bin/pip
 	  -o requirements-parity.lock
 	sed -i.old -E '/^(nvidia-|cuda-|triton)/d' requirements-parity.lock
 	rm requirements-parity.lock.old
+	.venv-lock/bin/uv pip compile $(LOCK) --extra test --extra pairs setup.cfg \
+	  -o requirements-pairs.lock
 LOCK = --universal --python-version 3.11 --fork-strategy fewest --no-annotate -q \
   --custom-compile-command 'make lock' $(UPGRADE)
 
 clean:
-	rm -rf .venv .venv-parity .venv-lock .cache .pytest_cache .ruff_cache .hypothesis \
-	  .import_linter_cache build *.egg-info
+	rm -rf .venv .venv-parity .venv-pairs .venv-lock .cache .pytest_cache .ruff_cache \
+	  .hypothesis .import_linter_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -84,7 +84,7 @@ def picture(parts: Mapping[str, T]) -> T | None:
 
 
 def fields(raw: bytes | None) -> dict[str, Any]:
-  """The object in a .json; {} if there is none.
+  """The object in a .json; {} if there is none. NaN and infinities become null.
 
   Raises:
     ValueError: it is not an object in JSON.
@@ -92,7 +92,7 @@ def fields(raw: bytes | None) -> dict[str, Any]:
   if raw is None:
     return {}
   try:
-    found = json.loads(raw.decode("utf-8-sig"))
+    found = json.loads(raw.decode("utf-8-sig"), parse_constant=lambda _: None)
   except RecursionError as error:
     raise ValueError("it is nested too deep") from error
   if not isinstance(found, dict):
