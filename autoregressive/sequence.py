@@ -28,7 +28,7 @@ class Sequence(NamedTuple):
     read: pictures -> sequences.
     show: sequences -> pictures.
     film: (sequences, frames, first=0) -> Samples, of the canvas filling up from its
-      `first` numbers.
+      `first` numbers; see `core.family.Samples` for what is to come.
   """
 
   shape: tuple[int, int, int]
@@ -62,9 +62,7 @@ def make(family: str, spec: Spec) -> Sequence:
     # Backwards, so that a single frame is the picture.
     drawn = np.linspace(length, first, frames).round().astype(int)[::-1]
     before = (np.arange(length) < drawn[:, None]).reshape(frames, 1, *spec.shape)
-    # Pixels to come are grey, tokens the picture's first, which most begin with.
-    empty = jnp.zeros_like(images) if of_pixels else images[:, :1, :1]
-    stages = jnp.where(before, images, empty)
+    stages = jnp.where(before, images, 0 if of_pixels else -1)
     return Samples(images, stages, jnp.full(len(images), length, jnp.int32))
 
   return Sequence(

@@ -35,7 +35,8 @@ class Samples(NamedTuple):
   """Pictures in [-1, 1], and the same pictures while they form.
 
   frames: the last is the finished picture, so a single one is; those before show more
-    and more of what is drawn, from what all have in common.
+    and more of what is drawn, from what all have in common, or was given. Of what is
+    drawn in a fixed order pixels to come are 0, tokens -1.
   nfe: how often each picture called the network that draws, a denoiser or a decoder; a
     guided call counts once. What encodes given pictures or decodes latents for another
     family does not count, nor what only the film needs.

@@ -55,8 +55,9 @@ def batch_sampler(
 
   Compiled once for `size` of them, or fewer. The noise of sample i depends on
   `config.sample.seed` and on i alone. Without `film` there are no frames. With `given`,
-  `size` pictures, they are not drawn anew but edited, by `config.sample.edit`. A prior,
-  which draws vectors, is refused but with `vectors`.
+  `size` pictures, they are not drawn anew but edited, by `config.sample.edit`; of a
+  generator of latents, it is their latents that are. A prior, which draws vectors, is
+  refused but with `vectors`.
 
   Raises:
     UserError: a family that draws nothing, a negative prompt for a generator that reads
@@ -84,8 +85,6 @@ def batch_sampler(
       f"what generates latents of {config.data.codec} draws vectors, not pictures; it"
       " draws as a stage of a system, before one that has text.embedding."
     )
-  if codec and given is not None:
-    raise UserError("--image is for generators of pixels; data.codec gives latents.")
   if given is not None and not family.edits:
     raise UserError(f"{config.family} does nothing with pictures: leave --image out.")
   if given is not None and config.sample.edit not in family.edits:
@@ -101,7 +100,9 @@ def batch_sampler(
     if given is None:
       samples = family.sample(state, keys, cond, size)
     else:
-      samples = family.edits[config.sample.edit](state, keys, cond, given)
+      known = jax.tree.map(jnp.asarray, given)
+      known = codec.encoded(decoder, known) if codec else known
+      samples = family.edits[config.sample.edit](state, keys, cond, known)
     if not film:
       samples = samples._replace(frames=samples.frames[:0])
     return codec.decoded(decoder, samples) if codec else samples

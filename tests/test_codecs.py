@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from core import parallel
 from core.errors import UserError
+from core.family import Given, Samples, sample_keys
 from core.train import train
 from core.workdir import open_workdir
 from data import source
 from data.source import Dataset
-from pipelines import build, codecs, sample
+from pipelines import build, codecs, draw, given, sample
 from tests.runs import load_config, picture_folder
 
 
@@ -163,8 +165,7 @@ def test_batches_and_samples(place, latents):
     assert batch["x"].max() < spec.vocab_size
   family, run = build.family(config), parallel.make(config.parallel)
   state = run.init(family.init, jax.random.key(0), batch)
-  draw = sample.batch_sampler(config, family, run, 2)
-  samples = draw(state, 0, ["a", "b"], [0, 0])
+  samples = sample.batch_sampler(config, family, run, 2)(state, 0, ["a", "b"], [0, 0])
   assert samples.images.shape == (2, 8, 8, 3)
   assert samples.frames.shape[1:] == (2, 8, 8, 3)
   assert np.abs(samples.images).max() <= 1
@@ -232,3 +233,70 @@ def test_a_codec_older_than_a_field_is_refused(place, tmp_path):
   file.write_text(json.dumps(old))
   with pytest.raises(UserError, match="lacks the field 'levels'"):
     codecs.spec(generator(place, **{"data.codec": str(tmp_path / "fsq")}))
+
+
+@pytest.mark.parametrize(
+  ("file", "latents", "edit"),
+  [
+    ("autoregressive/decoder", "tokens", "complete"),
+    ("autoregressive/maskgit", "tokens", "inpaint"),
+    ("autoregressive/mar", "latents", "inpaint"),
+  ],
+)
+def test_of_given_pictures_the_latents_are_edited(place, tmp_path, file, latents, edit):
+  fields = {"data.latents": latents, "sample.edit": edit, "sample.per_prompt": 2}
+  fields["model.patch"] = 1
+  config = generator(place, f"configs/{file}.py", **fields)
+  files = sorted((place / "pictures").glob("*.png"))[:2]
+  mask = np.zeros((8, 8), np.uint8)
+  mask[5, 2:4] = 255  # pixels of two places, in row 2
+  Image.fromarray(mask).save(tmp_path / "mask.png")
+  family, run = build.family(config), parallel.make(config.parallel)
+  batch = next(build.train_stream(config, source.load(config.data, "train"))(0))
+  state = run.init(family.init, jax.random.key(0), batch)
+  white = "" if edit == "complete" else str(tmp_path / "mask.png")
+  asked = [str(file) for file in files], white
+  pictures = draw.request(config, family, run, dict, ["a"], *asked)(state, tmp_path)
+  assert [p.name for p in pictures] == [
+    f"{i:02d}_{edit}_{file.stem}_a.png" for i, file in enumerate(files)
+  ]
+  drawn = np.load(tmp_path / "samples.npz")["images"]
+
+  opened = build.codec(config)
+  images = given.read(config, asked[0]).repeat(2, axis=0)
+  mask = np.broadcast_to(given.read_mask(config, asked[1]), (4, 8, 8, 1))
+  known = jax.jit(opened.encoded)(
+    opened.state, Given(jnp.asarray(images), jnp.asarray(mask))
+  )
+  want = jax.jit(opened.codec.encode)(opened.state, jnp.asarray(images))
+  np.testing.assert_allclose(known.images, want, atol=1e-4)
+  cond = build.conditions(config, ["a"] * 4, [0] * 4)
+  keys = sample_keys(jax.random.key(config.sample.seed), 4)
+  edited = jax.jit(family.edits[edit])(state, keys, cond, known).images
+  kept = np.zeros((4, 4, 1), bool)
+  if edit == "complete":
+    kept[:2] = True
+  else:
+    kept[:] = True
+    kept[2, 1] = False
+    np.testing.assert_array_equal(known.mask[0] == 0, kept)
+  kept = np.broadcast_to(kept, edited.shape)
+  np.testing.assert_allclose(edited[kept], known.images[kept], atol=1e-6)
+  assert (np.abs(edited - known.images)[~kept] > 1e-3).mean() > 0.5
+  shown = jax.jit(opened.codec.decode)(opened.state, edited)
+  np.testing.assert_allclose(drawn * (2 / 255) - 1, shown, atol=1.01 / 255)
+
+
+def test_places_to_come_are_grey(place):
+  config = generator(
+    place, "configs/autoregressive/decoder.py", **{"data.latents": "tokens"}
+  )
+  opened = build.codec(config)
+  tokens = jax.random.randint(jax.random.key(1), (2, 4, 4, 1), 0, 240)
+  film = jnp.stack([tokens.at[:, 2:].set(-1), tokens])
+  samples = Samples(tokens, film, jnp.ones(2, jnp.int32))
+  images, frames, _ = jax.jit(opened.decoded)(opened.state, samples)
+  np.testing.assert_array_equal(frames[1], images)
+  np.testing.assert_array_equal(frames[0, :, :4], images[:, :4])
+  assert (frames[0, :, 4:] == 0).all()
+  assert (np.abs(images[:, 4:]) > 1e-3).mean() > 0.9
