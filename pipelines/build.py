@@ -24,6 +24,7 @@ from core.workdir import flat, read_config, read_json, write_atomic
 from data.batches import eval_batches, train_batches
 from data.source import Dataset
 from pipelines import codecs, embeddings, features, published, texts
+from pipelines.opened import Opened, chained
 from text import encoders
 from text.cond import Cond
 
@@ -57,7 +58,7 @@ def family(config: ConfigDict, **parts: Any) -> Family:
   return families.make(config, spec, **published.frozen(config, spec), **parts)
 
 
-def codec(config: ConfigDict) -> codecs.Opened | None:
+def codec(config: ConfigDict) -> Opened | None:
   """The autoencoder of `data.codec`, at its newest checkpoint; None without one.
 
   Raises:
@@ -67,7 +68,7 @@ def codec(config: ConfigDict) -> codecs.Opened | None:
 
 
 @functools.lru_cache(2)  # training, its samples and its scores all ask for it
-def _codec(text: str) -> codecs.Opened:
+def _codec(text: str) -> Opened:
   config = ConfigDict(json.loads(text))
   theirs = codecs.config_of(config)
   generator, run, state = trained(theirs, Path(config.data.codec))
@@ -78,11 +79,11 @@ def _codec(text: str) -> codecs.Opened:
     extra["tracked"] = kept
   state = state.replace(params={}, opt={}, extra=extra)
   made, key = codecs.of_family(config, generator), key_of(run, state)
-  opened, inner = codecs.Opened(made, state, key), codec(theirs)
-  return codecs.chained(inner, opened) if inner else opened
+  opened, inner = Opened(made, state, key), codec(theirs)
+  return chained(inner, opened) if inner else opened
 
 
-def embedder(config: ConfigDict) -> codecs.Opened | None:
+def embedder(config: ConfigDict) -> Opened | None:
   """The dual encoder of `text.embedding`, as a codec of vectors; None without one.
 
   Raises:

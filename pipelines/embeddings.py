@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from core.errors import UserError
 from data.dataset import Dataset, Example
-from pipelines import codecs
+from pipelines.opened import Opened
 from text.cond import Cond
 
 
@@ -53,7 +53,7 @@ def dataset(own: Dataset, vectors: Dataset) -> Dataset:
 
 
 def embed(
-  cond: Cond, opened: codecs.Opened, images: Float[np.ndarray, "n h w c"] | None, n: int
+  cond: Cond, opened: Opened, images: Float[np.ndarray, "n h w c"] | None, n: int
 ) -> Cond:
   """The condition with the vectors of pictures, or of none: zeros."""
   if images is None:

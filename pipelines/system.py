@@ -14,7 +14,8 @@ from core.errors import UserError
 from core.family import Family, Samples, State, sample_keys
 from core.parallel import Parallel
 from core.workdir import reopen_workdir, resolved
-from pipelines import build, codecs
+from pipelines import build
+from pipelines.opened import Opened
 
 
 class Weights(struct.PyTreeNode):
@@ -28,7 +29,7 @@ class Stage(NamedTuple):
   """A trained run that draws."""
 
   family: Family
-  codec: codecs.Opened | None
+  codec: Opened | None
 
 
 def opened(

@@ -16,7 +16,8 @@ from core.workdir import open_workdir
 from data import source
 from data.batches import batch_at
 from eval import vectors
-from pipelines import build, codecs, draw, pictures, system
+from pipelines import build, draw, pictures, system
+from pipelines.opened import Opened, chained
 from tests.runs import load_config, picture_folder
 from tests.test_systems import drawing, state
 from text import encoders
@@ -179,9 +180,7 @@ def test_a_codec_of_a_codec_is_both_in_turn() -> None:
     lambda s, z: z.reshape(-1, 4) + s,
     lambda s, c: (c - s).reshape(-1, 2, 2, 1),
   )
-  both = codecs.chained(
-    codecs.Opened(double, 2.0, "a"), codecs.Opened(shifted, 10.0, "b")
-  )
+  both = chained(Opened(double, 2.0, "a"), Opened(shifted, 10.0, "b"))
   x = jnp.arange(4.0).reshape(1, 2, 2, 1)
   code = both.codec.encode(both.state, x)
   assert code.tolist() == [[10, 12, 14, 16]]
@@ -202,7 +201,7 @@ def test_a_prior_gives_its_vector_to_the_next_stage() -> None:
   codec = Codec(Spec((1, 1, 1)), None, lambda s, z: s.ema["weight"] * z, pictures=False)
   prior = drawing(1, 3)
   parts = {
-    "prior": system.Stage(prior, codecs.Opened(codec, None, "")),
+    "prior": system.Stage(prior, Opened(codec, None, "")),
     "decoder": system.Stage(prior._replace(sample=like), None),
   }
   weights = {
