@@ -81,7 +81,7 @@ def of_stream(
   Raises:
     UserError: settings that it cannot take.
   """
-  settings = sampling.make(config.sample)
+  settings = sampling.make(config.sample, numbers.vocab)
   checks.refuse_small_pictures(config)
   encoders.check_guidance(config.text, settings.guidance_scale)
   guides = settings.guidance_scale != 1 and config.text.encoder != "none"

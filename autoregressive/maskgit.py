@@ -51,7 +51,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   """
   numbers, own = sequence.make(config.family, spec), config.autoregressive
   refuse_others(config, "schedule", "label_smoothing")
-  settings, steps = sampling.make(config.sample), config.sample.steps
+  settings, steps = sampling.make(config.sample, numbers.vocab), config.sample.steps
   shares = jnp.asarray(masking.hidden_shares(own.schedule, steps), jnp.float32)
   checks.refuse_small_pictures(config)
   encoders.check_guidance(config.text, settings.guidance_scale)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
-from core.errors import unknown
+from core.errors import UserError, unknown
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -24,13 +24,18 @@ class Sampling(NamedTuple):
   guidance_schedule: str = "constant"
 
 
-def make(sample: ConfigDict) -> Sampling:
-  """The Sampling of `config.sample`.
+def make(sample: ConfigDict, vocab: int = 0) -> Sampling:
+  """The Sampling of `config.sample`, for numbers of `vocab` values, if there are any.
 
   Raises:
-    UserError: an unknown schedule.
+    UserError: an unknown schedule, or more values than there are.
   """
   found = Sampling(**{field: sample[field] for field in Sampling._fields})
+  if vocab and found.top_k > vocab:
+    raise UserError(
+      f"sample.top_k={found.top_k} is more than the {vocab} values there are; 0 draws"
+      " among all."
+    )
   if found.guidance_schedule not in SCHEDULES:
     raise unknown("sample.guidance_schedule", found.guidance_schedule, SCHEDULES)
   return found

@@ -261,8 +261,13 @@ def config_of_guide(config: ConfigDict) -> ConfigDict:
   """The config of the run in `sample.guide`, on the devices of this one.
 
   Raises:
-    UserError: there is no run, or it draws other data than this one.
+    UserError: there is no run, it draws other data than this one, or the family has no
+      use for a guide.
   """
+  if config.family != "diffusion.ddpm":
+    raise UserError(
+      f"sample.guide is for diffusion.ddpm, and this is {config.family}: set it to ''."
+    )
   fields = ("family", *DATA, *RAW, *(FROZEN if texts.used(config) else ()))
   why = "a guide draws the same data from the same conditions"
   return config_of(config, "sample.guide", fields, why)

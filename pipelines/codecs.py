@@ -81,6 +81,11 @@ def spec(config: ConfigDict) -> Spec:
   if own := features.spec(config):
     return own
   if not data.codec:
+    if data.latents != "latents":
+      raise UserError(
+        f"data.latents={data.latents!r} is of an autoencoder, and data.codec names"
+        " none: give its --workdir there, or set data.latents to 'latents' for pixels."
+      )
     return pixels
   for field, right in (
     ("data.flip", False),

@@ -177,6 +177,7 @@ def test_batches_and_samples(place, latents):
   [
     ({"data.codec": "/nowhere"}, "no run in data.codec=/nowhere"),
     ({"data.latents": "token"}, "did you mean 'tokens'"),
+    ({"data.codec": "", "data.latents": "tokens"}, "and data.codec names none"),
     ({"data.size": 4}, "has data.size=8, this config 4"),
     ({"sample.threshold": "static"}, "set it to none"),
     ({"data.flip": True}, "data.flip=True is for pixels"),
@@ -188,6 +189,12 @@ def test_batches_and_samples(place, latents):
 def test_refusals(place, fields, sentence):
   with pytest.raises(UserError, match=sentence):
     build.family(generator(place, **fields))
+
+
+def test_a_guide_is_for_diffusion(place):
+  config = generator(place, "configs/autoregressive/mar.py", **{"sample.guide": "x"})
+  with pytest.raises(UserError, match="sample.guide is for diffusion.ddpm"):
+    build.config_of_guide(config)
 
 
 def test_other_families_refuse_latents(place):

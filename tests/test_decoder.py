@@ -273,6 +273,7 @@ def test_bits_a_dimension_of_grey_levels():
     (Spec((2, 2, 1)), {"sample__guidance_schedule": "linea"}, "did you mean 'linear'"),
     (Spec((2, 2, 1)), {"sample__edit": "complet"}, "did you mean 'complete'"),
     (Spec((2, 2, 1)), {"data__low_size": 4}, "reads no small picture"),
+    (Spec((2, 2, 1)), {"sample__top_k": 257}, "more than the 256 values there are"),
     (
       Spec((2, 2, 1)),
       {"sample__guidance_scale": 2.0, "text__drop": 0.0},
