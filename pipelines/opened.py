@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Shaped
 
 from core.family import Codec, Given, Samples, State
 
@@ -26,32 +26,41 @@ class Opened(NamedTuple):
   def decoded(self, state: State | tuple[State, ...], samples: Samples) -> Samples:
     """Samples of latents -> of pictures, the frames too."""
     images = self.codec.decode(state, samples.images)
+    side = side_of(samples.images, images)
 
     def stage(x: Array) -> Float[Array, "n h w c"]:
       if not self.codec.spec.vocab_size:
         return self.codec.decode(state, x)
-      # Places to come are grey, and their neighbours as they will be.
-      picture = self.codec.decode(state, jnp.where(x < 0, samples.images, x))
+      # Places to come are grey, and their neighbours as they will be; of a code without
+      # places, what is to come has the first value.
+      known = samples.images if side else samples.images[:, :1, :1]
+      picture = self.codec.decode(state, jnp.where(x < 0, known, x))
       empty = (x < 0).all(-1, keepdims=True)
-      return jnp.where(enlarged(empty, picture.shape), 0.0, picture)
+      for axis in (1, 2):
+        empty = empty.repeat(side, axis)
+      return jnp.where(empty, 0.0, picture) if side else picture
 
     # One after the other: a film of many pictures may not fit side by side.
     return samples._replace(images=images, frames=jax.lax.map(stage, samples.frames))
 
   def encoded(self, state: State | tuple[State, ...], given: Given) -> Given:
-    """Pictures to edit -> their latents; a place of them is drawn if any pixel is."""
+    """Pictures to edit -> their latents; a place of them is drawn if any pixel is.
+
+    Of a code without places all is drawn.
+    """
     latents = self.codec.encode(state, given.images)
-    (n, h, w, _), (_, height, width, _) = latents.shape, given.mask.shape
-    mask = given.mask.reshape(n, h, height // h, w, width // w, 1).max((2, 4))
-    return Given(latents, mask)
+    n, h, w, _ = latents.shape
+    side = side_of(latents, given.images)
+    if not side:
+      return Given(latents, jnp.ones((n, h, w, 1)))
+    return Given(latents, given.mask.reshape(n, h, side, w, side, 1).max((2, 4)))
 
 
-def enlarged(
-  mask: Bool[Array, "n i j 1"], shape: tuple[int, ...]
-) -> Bool[Array, "n h w 1"]:
-  """A mask of places as one of the pixels [n, h, w, c] that they are of."""
-  _, i, j, _ = mask.shape
-  return mask.repeat(shape[1] // i, axis=1).repeat(shape[2] // j, axis=2)
+def side_of(latents: Shaped[Array, "n i j k"], images: Float[Array, "n h w c"]) -> int:
+  """Of the square of pixels that a place of latents is of; 0 if there is none."""
+  (_, i, j, _), (_, height, width, _) = latents.shape, images.shape
+  side = height // i
+  return side if (i * side, j * side) == (height, width) else 0
 
 
 def chained(inner: Opened, outer: Opened) -> Opened:
