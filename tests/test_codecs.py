@@ -13,12 +13,13 @@ from PIL import Image
 
 from core import parallel
 from core.errors import UserError
-from core.family import Given, Samples, sample_keys
+from core.family import Codec, Given, Samples, Spec, sample_keys
 from core.train import train
 from core.workdir import open_workdir
 from data import source
 from data.source import Dataset
 from pipelines import build, codecs, draw, given, sample
+from pipelines.opened import Opened
 from tests.runs import load_config, picture_folder
 
 
@@ -307,3 +308,17 @@ def test_places_to_come_are_grey(place):
   np.testing.assert_array_equal(frames[0, :, :4], images[:, :4])
   assert (frames[0, :, 4:] == 0).all()
   assert (np.abs(images[:, 4:]) > 1e-3).mean() > 0.9
+
+
+def test_a_code_without_places_is_drawn_as_a_whole():
+  """Three coordinates of a picture of 2x2: none is of a square of pixels."""
+  sums = lambda state, x: x.sum((1, 3))[:, None, :, None].repeat(2, 2)[:, :, :3]  # noqa: E731
+  shown = lambda state, z: jnp.full((len(z), 2, 2, 1), 0.1) * z.sum()  # noqa: E731
+  codec = Codec(Spec((1, 3, 1), jnp.int32, 9, False), sums, shown)
+  opened = Opened(codec, (), "")
+  given = Given(jnp.ones((1, 2, 2, 1)), jnp.zeros((1, 2, 2, 1)))
+  assert opened.encoded((), given).mask.tolist() == [[[[1], [1], [1]]]]
+  tokens = jnp.array([[[[2], [3], [4]]]])
+  film = jnp.stack([tokens.at[:, :, 1:].set(-1), tokens])
+  found = opened.decoded((), Samples(tokens, film, jnp.ones(1, jnp.int32)))
+  np.testing.assert_allclose(found.frames.mean((1, 2, 3, 4)), [0.6, 0.9], atol=1e-6)
