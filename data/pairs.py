@@ -21,7 +21,7 @@ from core.errors import UserError
 from data.selection import Rules
 
 
-def main(argv: Sequence[str]) -> None:
+def run(argv: Sequence[str]) -> None:
   """Does what the command line says.
 
   Raises:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
   """
   flags, others = parser().parse_known_args(argv)
   rules = rules_of(flags)
-  logging.basicConfig(level=logging.ERROR)
+  logging.getLogger().setLevel(logging.ERROR)  # Beam's warnings are not for users
   try:
     from data import preparation
   except ModuleNotFoundError as error:
@@ -147,4 +147,4 @@ def table(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-  sys.exit(tool.status(main, sys.argv[1:]))
+  sys.exit(tool.status(run, sys.argv[1:]))

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from core import arrays
 from core.errors import UserError
 from core.log import say
-from data import images
+from data import images, shards
 from data.dataset import Dataset
 from data.folder import SUFFIXES, find
 
@@ -30,12 +30,14 @@ class ImageSet(NamedTuple):
     files: what each picture is called, to find the pairs of two sets; may be empty.
     length: how many there are.
     read: index -> pixels.
+    called: index -> where the picture is from, for people.
   """
 
   name: str
   length: int
   read: Callable[[int], Picture]
   files: tuple[str, ...] = ()
+  called: Callable[[int], str] = "picture {}".format
 
   def first(self, count: int) -> "ImageSet":
     """The first `count` of them, all if that is 0."""
@@ -77,11 +79,12 @@ def colour(pixels: UInt8[np.ndarray, "h w c"]) -> Picture:
 
 
 def open_images(path: str) -> ImageSet:
-  """All images under a folder, in the order of their names, or an .npz archive.
+  """All images under a folder, in the order of their names, or in shards or an archive.
 
-  In an archive, the array `images` (or else `arr_0`) holds uint8 [n, h, w, 1 or 3];
-  `samples/samples.npz` of a run is one. Pictures in files are turned upright and laid
-  on white, which other tools do not do.
+  Shards are those of `data/shards.py`, right in the folder. In an archive, the array
+  `images` (or else `arr_0`) holds uint8 [n, h, w, 1 or 3]; `samples/samples.npz` of a
+  run is one. Pictures in files are turned upright and laid on white, which other tools
+  do not do.
 
   Raises:
     UserError: there is nothing there, or something else.
@@ -95,6 +98,8 @@ def open_images(path: str) -> ImageSet:
     raise UserError(f"{place} does not exist.")
   if not place.is_dir():
     raise UserError(f"{place} is neither a folder of images nor an .npz archive.")
+  if shards.find(place):
+    return of_shards(place)
   files = find(place)
   if not files:
     raise UserError(f"no images under {place}: put {', '.join(SUFFIXES)} files there.")
@@ -111,7 +116,20 @@ def open_images(path: str) -> ImageSet:
       ) from error
     return np.asarray(picture.convert("RGB"))
 
-  return ImageSet(str(place), len(files), read, tuple(files))
+  return ImageSet(str(place), len(files), read, tuple(files), files.__getitem__)
+
+
+def of_shards(folder: Path) -> ImageSet:
+  """The pictures in a folder of shards."""
+  found = shards.Shards(folder, "fail")
+
+  def read(i: int) -> Picture:
+    try:
+      return np.asarray(images.decode(found.picture(i)).convert("RGB"))
+    except images.Unreadable as error:
+      raise UserError(f"{found.where(i)} cannot be read ({error}).") from error
+
+  return ImageSet(str(folder), len(found), read, called=found.where)
 
 
 def archive(file: Path) -> ImageSet:

@@ -2,21 +2,23 @@
 
     python -m eval.score GENERATED REFERENCE [--held_out=MORE] [--metrics=fd,kid] ...
 
-GENERATED and REFERENCE are folders of images or .npz archives (see eval/images.py).
-Prints a table, and one JSON object a number to --output. psnr, ssim and lpips compare
-pictures of the same name (or place, in archives), such as reconstructions.
+GENERATED and REFERENCE are folders of images or of shards, or .npz archives (see
+eval/images.py). Prints a table, and one JSON object a number to --output. psnr, ssim
+and lpips compare pictures of the same name (or place, in archives and shards), such as
+reconstructions.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from core import parallel
+from core import parallel, tool
 from core.errors import UserError, unknown
 from core.log import finite, say
 from core.workdir import write_atomic
@@ -26,36 +28,27 @@ from eval.sampled import neighbours
 from pipelines import pictures
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str]) -> int:
   """Exit status: 0 done, 2 the user must change something."""
-  try:
-    flags = parser().parse_args(argv)
-    parallel.initialize()
-    parallel.keep_freed_memory()
-    records = run(flags)
-    if jax.process_index() == 0:
-      print(scores.table(records))
-      if flags.output:
-        file = Path(flags.output)
-        write_atomic(file, "".join(f"{json.dumps(finite(r))}\n" for r in records))
-  except UserError as error:
-    print(f"taolu: {error}", file=sys.stderr)
-    return 2
-  return 0
+  return tool.status(tell, argv)
 
 
-class Parser(argparse.ArgumentParser):
-  """Says what is wrong in one sentence."""
-
-  def error(self, message: str) -> NoReturn:
-    """Raises UserError."""
-    raise UserError(f"{message}; see python -m eval.score --help.")
+def tell(argv: Sequence[str]) -> None:
+  """Prints and writes what the command line asks for."""
+  flags = parser().parse_args(argv)
+  parallel.initialize()
+  parallel.keep_freed_memory()
+  records = run(flags)
+  if jax.process_index() == 0:
+    print(scores.table(records))
+    if flags.output:
+      file = Path(flags.output)
+      write_atomic(file, "".join(f"{json.dumps(finite(r))}\n" for r in records))
 
 
 def parser() -> argparse.ArgumentParser:
   """The command line."""
-  parser = Parser(prog="python -m eval.score", description=__doc__)
-  parser.formatter_class = argparse.RawDescriptionHelpFormatter
+  parser = tool.Parser("python -m eval.score", __doc__)
   add = parser.add_argument
   add("generated", help="what is scored")
   add("reference", help="real pictures")

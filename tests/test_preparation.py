@@ -94,7 +94,7 @@ DROPPED = {
 
 
 def prepare(folder, output, *flags):
-  pairs.main([f"--input={folder}", f"--output={output}", *FILTERS, *flags])
+  pairs.run([f"--input={folder}", f"--output={output}", *FILTERS, *flags])
   return json.loads((output / "report.json").read_text())
 
 

@@ -205,7 +205,7 @@ def test_the_report_adds_up():
 )
 def test_flags_out_of_range(flag, told):
   with pytest.raises(UserError, match=told):
-    pairs.main(["--input=a", "--output=b", flag])
+    pairs.run(["--input=a", "--output=b", flag])
 
 
 def test_without_beam_one_sentence_says_so():
