@@ -68,6 +68,11 @@ def peer() -> frozen.Encode:
   return encode
 
 
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+  """Of the angle between two vectors."""
+  return float(a @ b / np.sqrt(a @ a * (b @ b)))
+
+
 def main(count: str = "1024", rounds: str = "7") -> None:
   """Prints captions a second of each, their ratio and how far the results are apart."""
   os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -84,7 +89,7 @@ def main(count: str = "1024", rounds: str = "7") -> None:
       speeds[name].append(len(texts) / (time.process_time() - began))
   ours, theirs = (statistics.median(speeds[name]) for name in both)
   pairs = zip(*([one[1] for one in vectors[name]] for name in both), strict=True)
-  apart = min(float(np.float32(a) @ np.float32(b)) for a, b in pairs)
+  apart = min(cosine(np.float32(a), np.float32(b)) for a, b in pairs)
   print(f"{len(texts)} captions, {rounds} rounds in turn, median captions a second")
   print(f"ours {ours:.0f}  transformers {theirs:.0f}  ratio {ours / theirs:.2f}")
   ratios = sorted(a / b for a, b in zip(*speeds.values(), strict=True))

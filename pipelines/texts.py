@@ -69,9 +69,9 @@ def lacking(texts: Texts, count: int, caption: str) -> UserError:
   """The error for captions that are not in the cache."""
   more = f" and {count - 1} more captions" if count > 1 else ""
   return UserError(
-    f"{cache.folder_of(texts.encoder)} lacks {caption!r}{more} under these weights,"
-    f" tokenizer and text.max_tokens of {texts.encoder.name}: run the same command with"
-    " --mode=prepare first."
+    f"{cache.folder_of(texts.encoder)} lacks {caption[:60]!r}{more} under these"
+    f" weights, tokenizer and text.max_tokens of {texts.encoder.name}: run the same"
+    " command with --mode=prepare first."
   )
 
 

@@ -126,7 +126,9 @@ def forward(
   net: Any, unit: bool, params: Any, batch: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """seq, pooled in bfloat16; with `unit` the latter has length 1."""
-  seq, pooled = net.apply({"params": params}, batch, mask)
+  # Some chips multiply in bfloat16 by default.
+  with jax.default_matmul_precision("highest"):
+    seq, pooled = net.apply({"params": params}, batch, mask)
   if unit:
     pooled = pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)
   return seq.astype(jnp.bfloat16), pooled.astype(jnp.bfloat16)
