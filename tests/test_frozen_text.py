@@ -28,6 +28,7 @@ DEFAULTS = {
   "max_tokens": 64,
   "dim": 4,
   "drop": 0.0,
+  "embedding": "",
   "frozen_output": (),
   "frozen_drop": (),
   "frozen_dtype": "float32",
