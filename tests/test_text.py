@@ -17,7 +17,14 @@ CAPTIONS = ["red heart", "红心", "赤いハート", "قلب أحمر", "o’cl
 
 
 def config(**fields):
-  defaults = {"max_tokens": 8, "dim": 8, "depth": 2, "heads": 2, "classes": 0}
+  defaults = {
+    "max_tokens": 8,
+    "dim": 8,
+    "depth": 2,
+    "heads": 2,
+    "classes": 0,
+    "embedding": "",
+  }
   return ConfigDict({"encoder": "bytes", **defaults, **fields})
 
 
