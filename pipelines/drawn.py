@@ -119,6 +119,7 @@ class Drawn:
       "conditions_sha256": hashlib.sha256(conditions.encode()).hexdigest(),
       **({"codec": self._codec.key} if self._codec else {}),
       **{k: v for k, v in config.sample.items() if k not in SHOWN},
+      **of_stages(config),
     }
 
   def _kept(
@@ -131,6 +132,16 @@ class Drawn:
       return found["images"], found["nfe"]
     except (OSError, KeyError, arrays.Damaged):
       return None
+
+
+def of_stages(config: ConfigDict) -> dict[str, Any]:
+  """How the stages of a system draw, where it is not as the last one does."""
+  return {
+    f"{name}.{k}": v
+    for name, own in config.get("stages", {}).items()
+    for k, v in own.sample.items()
+    if k not in SHOWN and v != config.sample[k]
+  }
 
 
 def ema(optim: ConfigDict, state: State) -> str:

@@ -22,7 +22,7 @@ class Weights(struct.PyTreeNode):
   """What a stage draws with: its own state, and that of its codec, if any."""
 
   state: State
-  codec: State | None
+  codec: State | tuple[State, ...] | None
 
 
 class Stage(NamedTuple):
@@ -54,6 +54,8 @@ def opened(
   for name, (family, _, state) in runs.items():
     codec = build.codec(configs[name])
     parts[name] = Stage(family, codec)
+    # Averages draw; the rest is for training.
+    state = state.replace(params={}, opt={})
     weights[name] = Weights(state, codec.state if codec else None)
   together = front(config, configs)
   _, run, last = runs[config.draw[-1]]

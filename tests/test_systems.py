@@ -18,6 +18,7 @@ from core.family import Family, Samples, Spec, State, sample_keys
 from core.family import make as make_family
 from core.workdir import open_workdir, read_config
 from pipelines import build, stages, system
+from pipelines.drawn import of_stages as drawn_settings
 from tests.runs import (
   SYSTEMS,
   command,
@@ -208,6 +209,10 @@ def test_a_cascade_draws_what_its_stages_would(tmp_path: Path) -> None:
   front, family, run, whole = system.opened(config, str(tmp_path / "run"))
   assert front.data.size == 8
   assert front.data.low_size == 0
+  front.stages.small.sample.steps += 1
+  settings = drawn_settings(front)
+  assert settings["small.steps"] == front.sample.steps + 1
+  assert not any(name.startswith("large.") for name in settings)
   cond = build.conditions(front, ["colour 1", "colour 2"], [0, 0])
   keys = sample_keys(jax.random.key(3), 2)
   drawn = jax.jit(lambda *a: family.sample(*a, 2))(whole, keys, cond)
