@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Integer
 
 from nets.groups import Vec
 from nets.layers import Dense, GroupNorm
-from nets.sizes import check_heads, check_size
+from nets.sizes import check_groups, check_heads, check_size
 from nets.unet import AttentionBlock, Conv, ResBlock, double
 from text.cond import Cond
 
@@ -38,6 +38,7 @@ class Stack(nn.Module):
     head_dim: channels an attention head, a divisor of the widths that attend; 0 is
       one head of all channels.
     middle_attention: whether they do so between the two blocks at the bottom.
+    groups: of every norm; 0 for 32, or fewer so that each has four channels.
     dropout: rate inside the ResNet blocks.
     dtype: type of the computation; parameters and output are float32.
     remat: recompute each block in the backward pass, to save memory.
@@ -49,12 +50,14 @@ class Stack(nn.Module):
   attention: tuple[int, ...] = ()
   head_dim: int = 0
   middle_attention: bool = True
+  groups: int = 0
   dropout: float = 0.0
   dtype: DTypeLike = jnp.float32
   remat: bool = False
 
   def _check_heads(self, height: int) -> None:
-    """Raises UserError if heads do not divide widths, from the image's height."""
+    """Raises UserError if heads or groups do not divide widths, of such an image."""
+    check_groups(self.widths, self.groups)
     attending = [c for i, c in enumerate(self.widths) if height >> i in self.attention]
     bottom = [self.widths[-1]] * self.middle_attention
     if self.head_dim:
@@ -79,18 +82,21 @@ class Stack(nn.Module):
     return self._block(x, x.shape[-1], "middle_1", vec, ids)
 
   def _out(self, x: Array) -> Array:
-    x = jax.nn.silu(GroupNorm(LEAST, name="out_norm")(x.astype(jnp.float32)))
+    norm = GroupNorm(LEAST, self.groups, name="out_norm")
+    x = jax.nn.silu(norm(x.astype(jnp.float32)))
     return Conv(self.out_channels, name="out")(x)
 
   def _block(self, x: Array, features: int, name: str, vec: Vec, ids: Ids) -> Array:
     block = nn.remat(ResBlock) if self.remat else ResBlock
     options = (self.dropout, self.dtype)
-    return block(features, *options, least=LEAST, name=name)(x, vec, ids)
+    norms = {"least": LEAST, "groups": self.groups}
+    return block(features, *options, **norms, name=name)(x, vec, ids)
 
   def _attend(self, x: Array, name: str) -> Array:
     block = nn.remat(AttentionBlock) if self.remat else AttentionBlock
     head_dim = self.head_dim or x.shape[-1]
-    made = block(head_dim, self.dtype, text=False, least=LEAST, name=name)
+    norms = {"least": LEAST, "groups": self.groups}
+    made = block(head_dim, self.dtype, text=False, **norms, name=name)
     return made(x, Cond())
 
 
@@ -170,8 +176,8 @@ class Autoencoder(nn.Module):
     image_channels: channels of the decoded images.
     encoded: channels that `encode` returns.
     latent: channels that `decode` takes.
-    widths, blocks, attention, head_dim, middle_attention, dropout, dtype, remat: as in
-      `Stack`, of both encoder and decoder.
+    widths, blocks, attention, head_dim, middle_attention, groups, dropout, dtype,
+      remat: as in `Stack`, of both encoder and decoder.
   """
 
   image_channels: int
@@ -182,6 +188,7 @@ class Autoencoder(nn.Module):
   attention: tuple[int, ...] = ()
   head_dim: int = 0
   middle_attention: bool = True
+  groups: int = 0
   dropout: float = 0.0
   dtype: DTypeLike = jnp.float32
   remat: bool = False
@@ -193,6 +200,7 @@ class Autoencoder(nn.Module):
       "attention": self.attention,
       "head_dim": self.head_dim,
       "middle_attention": self.middle_attention,
+      "groups": self.groups,
       "dropout": self.dropout,
       "dtype": self.dtype,
       "remat": self.remat,

@@ -11,7 +11,7 @@ import pytest
 from configs import base
 from core import noise
 from core.errors import UserError
-from nets import build
+from nets import attention, build
 from nets.attention import SelfAttention, attend
 from nets.dit import DiT, patchify, unpatchify
 from nets.efficient_unet import EfficientUNet
@@ -807,6 +807,37 @@ def test_a_text_that_is_not_read_gives_the_bias_alone():
   np.testing.assert_allclose(y[0], jnp.broadcast_to(p["out"]["bias"], (3, 4)))
   one = (text[1, 0] @ p["kv"]["kernel"])[4:] @ p["out"]["kernel"] + p["out"]["bias"]
   np.testing.assert_allclose(y[1], jnp.broadcast_to(one, (3, 4)), atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 512])
+def test_long_sequences_are_read_a_head_at_a_time(rows):
+  """With no mask, one of each example, and one of each query."""
+  q, k, v = (
+    jax.random.normal(jax.random.fold_in(KEY, i), (2, length, 3, 4))
+    for i, length in enumerate((512, 520, 520))
+  )
+  assert attention.MANY <= 512 * 520
+  mask = None
+  if rows:
+    mask = jax.random.bernoulli(KEY, 0.3, (2, rows, 520)).at[1, 0].set(False)
+    mask = mask[:, 0] if rows == 1 else mask
+
+  def naive(q, k, v):
+    logits = jnp.einsum("blhd,bmhd->bhlm", q, k) / 2
+    if mask is not None:
+      own = mask[:, None] if mask.ndim == 2 else mask
+      logits = jnp.where(own[:, None], logits, -1e30)
+    return jnp.einsum("bhlm,bmhd->blhd", jax.nn.softmax(logits), v)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def both(f, q, k, v):
+    y, back = jax.vjp(f, q, k, v)
+    return y, back(jnp.cos(y))
+
+  wanted = both(naive, q, k, v)
+  found = both(lambda *args: attend(*args, mask), q, k, v)
+  near = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+  jax.tree.map(near, found, wanted)
 
 
 def test_one_attention_over_pixels_and_text():

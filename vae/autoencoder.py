@@ -256,6 +256,7 @@ def network(config: ConfigDict, spec: Spec) -> Autoencoder:
     blocks=model.blocks,
     attention=tuple(model.attention),
     head_dim=model.head_dim,
+    groups=model.groups,
     dropout=model.dropout,
     dtype=build.dtype(model),
     remat=model.remat,

@@ -1,5 +1,6 @@
 """Stable Diffusion's KL autoencoder: its published weights for nets/autoencoder.py."""
 
+import math
 import re
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 
 from core import weights
 from core.errors import UserError
-from nets.autoencoder import Autoencoder
+from nets.autoencoder import LEAST, Autoencoder
 from nets.pretrained import convert as to
 from nets.pretrained import hugging_face
 
@@ -133,16 +134,31 @@ def path() -> Path:
   return weights.locate(FILE, ORIGIN)
 
 
-def scale(file: Path) -> float | None:
-  """What latents are multiplied by, as config.json beside the weights says, if it does.
+def beside(file: Path) -> Path:
+  """config.json beside the weights; `file` is theirs or their folder."""
+  return (file if file.is_dir() else file.parent) / "config.json"
 
-  `file` is that of the weights, or its folder.
-  """
-  config = (file if file.is_dir() else file.parent) / "config.json"
-  if not config.exists():
+
+def scale(file: Path) -> float | None:
+  """What latents are multiplied by, as config.json says, if it is there and does."""
+  if not beside(file).exists():
     return None
-  found = hugging_face.read_json(config).get("scaling_factor")
+  found = hugging_face.read_json(beside(file)).get("scaling_factor")
   return float(found) if isinstance(found, int | float) else None
+
+
+def check_groups(net: Autoencoder, file: Path) -> None:
+  """Raises UserError if config.json has other norms, which no shape would tell."""
+  config = beside(file)
+  found = hugging_face.read_json(config) if config.exists() else {}
+  if (wanted := found.get("norm_num_groups")) is None:
+    return
+  own = {net.groups or min(math.gcd(32, c), c // LEAST) for c in net.widths}
+  if own != {wanted}:
+    raise UserError(
+      f"{config} is of an autoencoder with {wanted} groups in every norm: set"
+      f" model.groups to {wanted}."
+    )
 
 
 def load(
@@ -163,6 +179,7 @@ def load(
     raise UserError(
       f"{file} is missing: download it from {ORIGIN}, or give the file that you have."
     )
+  check_groups(net, file)
   if file.is_dir():
     state = hugging_face.read_tensors(file, Path(FILE).stem).state
   else:
