@@ -19,8 +19,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import AsIter, AsSingleton, TaggedOutput
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from data import selection, tars
-from data.selection import Kept, Rules, Signature, shard_of
+from data import near, selection, tars
+from data.near import Signature
+from data.selection import Kept, Rules, shard_of
 
 REPORT = "report.json"
 RAW = CompressionTypes.UNCOMPRESSED
@@ -88,7 +89,7 @@ def build(
   count = beam.combiners.Count.Globally
   uniques, nears = unique | "uniques" >> count(), dropped | "nears" >> count()
   shards = uniques | "how many" >> beam.Map(
-    lambda all_, near: -(-(all_ - near) // shard_size), AsSingleton(nears)
+    lambda all_, fewer: -(-(all_ - fewer) // shard_size), AsSingleton(nears)
   )
   written = (
     {
@@ -152,13 +153,13 @@ def near_ones(samples: beam.PCollection, bits: int) -> beam.PCollection:
 def keyed(one: tuple[str, Kept], bits: int) -> Iterator[tuple[str, Signature]]:
   """A signature under each part of its hash."""
   signature = one[1].signature
-  for number, part in selection.bands(signature.perceptual, bits):
+  for number, part in near.bands(signature.perceptual, bits):
     yield f"{number}:{part:x}", signature
 
 
 def losers(group: tuple[str, Iterable[Signature]], bits: int) -> Iterator[str]:
   """The near duplicates among those that are alike in a part."""
-  return selection.losers(group[1], bits)
+  return near.losers(group[1], bits)
 
 
 def first(found: Iterable[Kept]) -> Kept:

@@ -47,16 +47,23 @@ def test_every_package_is_installed_and_layered(setup):
   assert set(lines(setup["importlinter"]["root_packages"])) == packages
 
 
-def test_the_lock_is_up_to_date(setup):
+@pytest.mark.parametrize(
+  ("files", "extra"),
+  [
+    (("requirements.lock", "requirements-parity.lock"), "parity"),
+    (("requirements-pairs.lock",), "pairs"),
+  ],
+)
+def test_the_lock_is_up_to_date(setup, files, extra):
   pins = dict(
     line.split(" ;")[0].split("==")
-    for file in ("requirements.lock", "requirements-parity.lock")
+    for file in files
     for line in lines((ROOT / file).read_text(encoding="utf-8"))
     if not line.startswith(" ")
   )
   extras = setup["options.extras_require"]
   wanted = "\n".join(
-    [setup["options"]["install_requires"], extras["test"], extras["parity"]]
+    [setup["options"]["install_requires"], extras["test"], extras[extra]]
   )
   for requirement in map(Requirement, lines(wanted)):
     version = pins.get(canonicalize_name(requirement.name))

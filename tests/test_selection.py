@@ -13,8 +13,9 @@ import scipy.fft
 from PIL import Image
 
 from core.errors import UserError
-from data import images, pairs, selection
-from data.selection import Kept, Rules, Signature
+from data import images, near, pairs, selection
+from data.near import Signature
+from data.selection import Kept, Rules
 from tests.runs import ROOT
 from tests.shards import encoded, sample
 
@@ -104,18 +105,18 @@ def test_pictures_stay_in_their_format(kind, suffix):
 
 def test_the_digest_is_of_pixels():
   pixels = noise()
-  one = selection.signature_of(images.decode(encoded(pixels)))
-  same = selection.signature_of(images.decode(encoded(pixels, "BMP")))
+  one = near.signature_of(images.decode(encoded(pixels)))
+  same = near.signature_of(images.decode(encoded(pixels, "BMP")))
   assert one == same
   changed = pixels.copy()
   changed[0, 0, 0] ^= 1
-  other = selection.signature_of(Image.fromarray(changed))
+  other = near.signature_of(Image.fromarray(changed))
   assert other.digest != one.digest
   # The same bytes in another shape are another picture.
   turned = Image.fromarray(pixels.reshape(60, 40, 3))
-  assert selection.signature_of(turned).digest != one.digest
+  assert near.signature_of(turned).digest != one.digest
   grey = np.full((8, 8), 7, np.uint8)
-  signatures = {selection.signature_of(Image.fromarray(p))
+  signatures = {near.signature_of(Image.fromarray(p))
                 for p in (grey, np.repeat(grey[..., None], 3, 2))}  # fmt: skip
   assert len(signatures) == 1
 
@@ -125,8 +126,8 @@ def test_the_perceptual_hash_is_of_the_cosine_transform():
   grey = np.asarray(image.convert("L").resize((32, 32), Image.LANCZOS), np.float64)
   waves = scipy.fft.dctn(grey, type=2)[1:9, 1:9].ravel()
   bits = "".join("1" if wave > np.median(waves) else "0" for wave in waves)
-  assert selection.perceptual_hash(image) == int(bits, 2)
-  assert selection.perceptual_hash(Image.new("RGB", (9, 9), "red")) == 0
+  assert near.perceptual_hash(image) == int(bits, 2)
+  assert near.perceptual_hash(Image.new("RGB", (9, 9), "red")) == 0
 
 
 def test_near_hashes_share_a_band():
@@ -135,10 +136,10 @@ def test_near_hashes_share_a_band():
       one = int(RNG.integers(0, 2**63)) * 2 + int(RNG.integers(0, 2))
       flips = RNG.choice(64, bits, replace=False).tolist()
       other = one ^ sum(1 << flip for flip in flips)
-      first, second = (set(selection.bands(h, bits)) for h in (one, other))
+      first, second = (set(near.bands(h, bits)) for h in (one, other))
       assert first & second
       assert len(first) == bits + 1
-  assert list(selection.bands(2**64 - 1, 2)) == [(0, 2**21 - 1), (1, 2**21 - 1),
+  assert list(near.bands(2**64 - 1, 2)) == [(0, 2**21 - 1), (1, 2**21 - 1),
                                                  (2, 2**22 - 1)]  # fmt: skip
 
 
@@ -148,23 +149,23 @@ def signature(digest, perceptual=0, level=0, area=1):
 
 def test_of_near_pictures_the_largest_stays():
   small, large = signature("a"), signature("b", 0b111, 4, area=2)
-  assert list(selection.losers([small, large], 3)) == ["a"]
-  assert list(selection.losers([large, small, large], 3)) == ["a"]
+  assert list(near.losers([small, large], 3)) == ["a"]
+  assert list(near.losers([large, small, large], 3)) == ["a"]
   # A bit more, or a grey level, and both stay.
-  assert not list(selection.losers([small, signature("b", 0b1111, 0, area=2)], 3))
-  assert not list(selection.losers([small, signature("b", 0b111, 5, area=2)], 3))
+  assert not list(near.losers([small, signature("b", 0b1111, 0, area=2)], 3))
+  assert not list(near.losers([small, signature("b", 0b111, 5, area=2)], 3))
   # Of equal size the first by its digest, in whatever order they come.
   equal = [signature(digest) for digest in "cab"]
   for order in itertools.permutations(equal):
-    assert list(selection.losers(order, 0)) == ["b", "c"]
+    assert list(near.losers(order, 0)) == ["b", "c"]
   # a ~ b ~ c, though a and c are not near: the pairs decide.
   chain = [signature("a", 0), signature("b", 0b11), signature("c", 0b1111)]
-  assert list(selection.losers(chain, 2)) == ["b", "c"]
+  assert list(near.losers(chain, 2)) == ["b", "c"]
 
 
 def test_copies_are_near_and_other_pictures_are_not():
   def signature_of(pixels, *how, **options):
-    return selection.signature_of(images.decode(encoded(pixels, *how, **options)))
+    return near.signature_of(images.decode(encoded(pixels, *how, **options)))
 
   for seed in range(8):
     pixels = noise(96, 128, seed)
@@ -174,12 +175,12 @@ def test_copies_are_near_and_other_pictures_are_not():
       signature_of(half), signature_of(pixels, "JPEG", quality=70),
       signature_of(half, "WEBP", quality=90),
     ):  # fmt: skip
-      assert list(selection.losers([whole, copy], 4)) == [
+      assert list(near.losers([whole, copy], 4)) == [
         max(whole, copy, key=lambda s: (-s.area, s.digest)).digest
       ]
     tinted = (pixels.astype(int) + (25, 0, -25)).clip(0, 255).astype(np.uint8)
     for other in (signature_of(noise(96, 128, seed + 50)), signature_of(tinted)):
-      assert not list(selection.losers([whole, other], 4))
+      assert not list(near.losers([whole, other], 4))
 
 
 def test_the_report_adds_up():
