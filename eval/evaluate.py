@@ -46,7 +46,7 @@ def usual(
   chosen += retrieval.usual(family, config)
   if config.eval.clip and family.sample and config.text.encoder != "none":
     chosen += aligned.METRICS
-  for metric in reconstructed.usual(family):
+  for metric in () if data.codec else reconstructed.usual(family):
     side = paired.LEAST.get(metric, 1)
     if data.size < side:
       say(f"{metric} is left out: it needs pictures of {side} pixels, not {data.size}")
@@ -62,7 +62,9 @@ def own(family: Family) -> tuple[str, ...]:
 
 def in_training(config: ConfigDict, family: Family) -> tuple[str, ...]:
   """What is taken during training unless told; a codec's PSNR, with its pictures."""
-  coded = ("psnr",) if reconstructed.usual(family) else ()
+  # What codes another codec's vectors has no pictures of its own.
+  codes = reconstructed.usual(family) and not config.data.codec
+  coded = ("psnr",) if codes else ()
   return (*own(family), *coded, *retrieval.usual(family, config))
 
 

@@ -83,6 +83,11 @@ class ReconstructionScores:
     metrics: Sequence[str],
     held_out: Dataset,
   ):
+    if config.data.codec:
+      raise UserError(
+        f"metric {metrics[0]!r} is of autoencoders of pictures, and"
+        f" data.codec={config.data.codec} gives this run latents; leave it out."
+      )
     for metric in metrics:
       if metric not in usual(family):
         raise UserError(
