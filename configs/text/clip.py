@@ -3,8 +3,7 @@
 ViT-B/32 as in the paper: 126,112,001 parameters, which are the 151,277,313 of OpenAI's
 but for 257 bytes in the place of 49,408 byte pairs. Trained as in tables 18 and 19 of
 the paper (from memory): batches of 32,768, 32 epochs of 400 million pairs, which gave
-63.2% zero-shot on ImageNet. The data are yours: `data.name=folder`
-or `shards`.
+63.2% zero-shot on ImageNet. The data are yours: `data.name=folder` or `shards`.
 
 SigLIP (Zhai et al. 2023, arXiv:2303.15343) is `--config.clip.loss=siglip
 --config.clip.temperature=0.1`.
