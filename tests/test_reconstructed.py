@@ -10,6 +10,7 @@ from core.errors import UserError
 from core.family import Codec, Family, Samples, Spec, State
 from data.dataset import Dataset, Example
 from eval import reconstructed
+from eval.evaluate import in_training
 from eval.reconstructed import ReconstructionScores
 
 STEP = 8 / 255  # by which the codec below darkens
@@ -34,8 +35,9 @@ def family(vocab_size: int = 0, darker: float = STEP) -> Family:
   return Family(None, None, None, {}, codecs={"tokens": codec})
 
 
-def scores(tmp_path, metrics, vocab_size=0, darker=STEP):
+def scores(tmp_path, metrics, vocab_size=0, darker=STEP, codec=""):
   config = base.get_config()
+  config.data.codec = codec
   config.family = "vae.autoencoder"
   config.text.encoder, config.text.classes = "label", 10
   config.eval.num_images, config.eval.batch_size = 10, 8
@@ -86,3 +88,13 @@ def test_refusals(tmp_path):
     scores(tmp_path, ("codebook",))
   assert reconstructed.usual(Family(None, None, None, {})) == ()
   assert "codebook" in reconstructed.usual(family(4))
+
+
+def test_a_codec_of_vectors_has_no_pictures_to_score(tmp_path):
+  """Such as principal components, with a dual encoder before them."""
+  config = base.get_config()
+  assert "psnr" in in_training(config, family(4))
+  config.data.codec = "somewhere"
+  assert "psnr" not in in_training(config, family(4))
+  with pytest.raises(UserError, match="is of autoencoders of pictures"):
+    scores(tmp_path, ("rfd",), codec="somewhere")
