@@ -26,8 +26,9 @@ def preview(
 ) -> Callable[[State], dict[str, float]]:
   """A training hook that writes a grid, always of the same noise and prompts.
 
-  A row a prompt; a square if all have one picture, or one has all. `load` gives the
-  evaluation split. A family that draws nothing, or vectors, has none.
+  As nearly square as it gets with all pictures of a prompt in one row, or all of one
+  prompt. `load` gives the evaluation split. A family that draws nothing, or vectors,
+  has none.
 
   Raises:
     UserError: what `sample` and `given` refuse.
@@ -43,14 +44,19 @@ def preview(
 
   def grid(state: State) -> dict[str, float]:
     images = draw(state).images
-    alone = 1 in (each, len(prompts))
-    columns = math.isqrt(len(images)) if alone else each
     if jax.process_index() == 0:
       file = folder / f"step_{int(state.step):07d}.png"
+      columns = columns_of(len(prompts), each)
       pictures.save(pictures.grid(images, columns), file)
     return {}
 
   return grid
+
+
+def columns_of(prompts: int, each: int) -> int:
+  """Of a grid of `each` pictures of so many prompts, see `preview`."""
+  side = math.isqrt(prompts * each)
+  return side if prompts == 1 else each * max(1, side // each)
 
 
 def request(

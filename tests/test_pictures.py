@@ -46,6 +46,14 @@ def test_a_grid_is_filled_row_by_row():
   np.testing.assert_array_equal(sheet, want)
 
 
+@pytest.mark.parametrize(
+  ("prompts", "each", "columns"),
+  [(30, 2, 6), (10, 4, 4), (8, 4, 4), (2, 8, 8), (32, 1, 5), (1, 64, 8)],
+)
+def test_pictures_of_a_prompt_stay_in_a_row(prompts, each, columns):
+  assert draw.columns_of(prompts, each) == columns
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_tiles_are_enlarged_by_a_whole_factor(channels):
   image = np.random.default_rng(0).uniform(-1, 1, (1, 3, 3, channels))
