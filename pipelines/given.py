@@ -5,9 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
-from PIL import Image
 
 from core.errors import UserError
 from core.family import Family, Given
@@ -159,11 +158,7 @@ def read(config: ConfigDict, files: Sequence[str]) -> Float[np.ndarray, "n h w c
     UserError: a file is missing, unreadable or too small.
   """
   side, channels = config.data.low_size or config.data.size, config.data.channels
-  rows = [
-    formats.fit(decoded(f"--image={file}", file), side, channels, f"--image={file}")
-    for file in files
-  ]
-  return pictures.from_uint8(rows)
+  return pictures.from_uint8([squared("image", file, side, channels) for file in files])
 
 
 def read_mask(config: ConfigDict, file: str) -> Float[np.ndarray, "h w 1"]:
@@ -172,16 +167,35 @@ def read_mask(config: ConfigDict, file: str) -> Float[np.ndarray, "h w 1"]:
   Raises:
     UserError: the file is missing, unreadable or too small.
   """
-  size, flag = config.data.size, f"--mask={file}"
+  size = config.data.size
   if not file:
     return np.ones((size, size, 1), np.float32)
-  grey = decoded(flag, file).convert("L")
-  return (formats.fit(grey, size, 1, flag) > 127).astype(np.float32)
+  return (squared("mask", file, size, 1) > 127).astype(np.float32)
 
 
-def decoded(flag: str, file: str) -> Image.Image:
-  """A picture file, or a UserError that names the flag."""
+def squared(
+  flag: str, file: str, side: int, channels: int
+) -> UInt8[np.ndarray, "h w c"]:
+  """A picture file at the size of a run's pictures; masks are read as grey.
+
+  Raises:
+    UserError: it is unreadable, too small, or coloured and theirs are grey.
+  """
+  where = f"--{flag}={file}"
   try:
-    return formats.decode(file)
+    picture = formats.decode(file)
   except formats.Unreadable as error:
-    raise UserError(f"{flag} can't be read ({error}); give a picture.") from error
+    raise UserError(f"{where} can't be read ({error}); give a picture.") from error
+  if flag == "mask":
+    picture = picture.convert("L")
+  if min(picture.size) < side:
+    raise UserError(
+      f"{where} is {picture.width}x{picture.height} pixels, and this run reads"
+      f" {side}x{side}; give a larger one."
+    )
+  try:
+    return formats.fit(picture, side, channels, where)
+  except UserError as error:
+    raise UserError(
+      f"{where} has colours, and this run's pictures are grey; make it grey."
+    ) from error

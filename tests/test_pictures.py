@@ -141,3 +141,19 @@ def test_an_interpolation_is_between_two_pictures(images, prompts, message):
   given.check_between(2, 1)
   with pytest.raises(UserError, match=message):
     given.check_between(images, prompts)
+
+
+@pytest.mark.parametrize(
+  ("size", "colour", "message"),
+  [
+    ((20, 40), "grey", "is 20x40 pixels, and this run reads 32x32; give a larger one"),
+    ((40, 40), "red", "has colours, and this run's pictures are grey; make it grey"),
+  ],
+)
+def test_a_given_picture_that_does_not_fit_is_refused(tmp_path, size, colour, message):
+  file = str(tmp_path / "given.png")
+  Image.new("RGB", size, colour).save(file)
+  with pytest.raises(UserError, match=message):
+    given.squared("image", file, 32, 1)
+  if colour == "red":
+    assert given.squared("mask", file, 32, 1).shape == (32, 32, 1)
