@@ -77,7 +77,12 @@ def main(count: str = "1024", rounds: str = "7") -> None:
   """Prints captions a second of each, their ratio and how far the results are apart."""
   os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
   torch.set_num_threads(1)
-  config = {"frozen": ("minilm",), "max_tokens": MOST, "frozen_dtype": "float32"}
+  config = {
+    "frozen": ("minilm",),
+    "max_tokens": MOST,
+    "frozen_dtype": "float32",
+    "frozen_as_is": False,
+  }
   (own,) = frozen.encoders(ConfigDict(config))
   both, texts = {"ours": own.load(), "theirs": peer()}, captions(int(count))
   vectors = {name: encode(texts) for name, encode in both.items()}

@@ -49,6 +49,9 @@ def get_config() -> ConfigDict:
   # Share of each that is dropped in training on its own, besides drop; () for none.
   c.text.frozen_drop = ()
   c.text.frozen_dtype = "float32"  # of their computation; or bfloat16
+  # Neither normalised nor mapped, and each text filled up to its full length, which is
+  # read too: what the published weights of Stable Diffusion read.
+  c.text.frozen_as_is = False
   # Workdir of a dual encoder (configs/text/clip.py) whose vector of the picture is a
   # condition too, as in unCLIP's decoder; and the share of those that are dropped.
   c.text.embedding, c.text.embedding_drop = "", 0.1

@@ -55,7 +55,8 @@ def make(
     spec: of what it generates.
     guide: config of a worse generator, for autoguidance; its parameters are
       `state.extra['guide']`.
-    weights: the network's parameters to start from (`diffusion/weights.py`).
+    weights: parameters to start from, of `net` and other parts of the denoiser
+      (`diffusion/weights.py`).
 
   Raises:
     UserError: settings that are unknown or do not go together.
@@ -72,9 +73,8 @@ def make(
 
   def init(rng: Array, batch: Batch) -> PyTree:
     params = model.init(rng, batch)
-    if weights is None:
-      return params
-    return {**params, "net": fitted(params["net"], weights)}
+    own = {part: fitted(params[part], given) for part, given in (weights or {}).items()}
+    return {**params, **own}
 
   def losses(
     params: PyTree, batch: Batch, rng: Array, training: bool

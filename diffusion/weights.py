@@ -95,8 +95,8 @@ def fitted(params: PyTree, weights: PyTree) -> PyTree:
     )
     if own != wanted:
       raise UserError(
-        f"the network in diffusion.weights has {path} of shape {wanted}, and with this"
-        f" config's text encoder it would have {own}; give it the encoder that it was"
+        f"what diffusion.weights gives has {path} of shape {wanted}, and with this"
+        f" config's text encoder it would be {own}; give it the encoder that it was"
         " trained with."
       )
   return jax.tree.map(jnp.asarray, weights)

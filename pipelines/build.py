@@ -33,7 +33,9 @@ DATA = tuple(f"data.{k}" for k in ("size", "channels", "low_size", "codec", "lat
 # What raw conditions look like.
 RAW = ("text.encoder", "text.max_tokens", "text.classes", "text.embedding")
 # The same of frozen encoders.
-FROZEN = ("text.frozen", "text.frozen_output", "text.frozen_dtype")
+FROZEN = tuple(
+  f"text.{k}" for k in ("frozen", "frozen_output", "frozen_dtype", "frozen_as_is")
+)
 # What a denoiser's output means.
 OUTPUT = tuple(f"diffusion.{k}" for k in ("prediction", "sigma_data", "learn_variance"))
 # Of networks, what matters to training alone.

@@ -11,6 +11,7 @@ from diffusion import weights as diffusion
 from nets.pretrained import autoencoder as pretrained
 from nets.pretrained import lpips
 from pipelines import codecs
+from text import frozen as frozen_text
 from vae import autoencoder
 
 STABLE_DIFFUSION_SCALE = 0.18215  # of its latents, where no file tells
@@ -44,8 +45,8 @@ def frozen(config: ConfigDict, spec: Spec) -> dict[str, PyTree]:
   return found
 
 
-def denoiser(config: ConfigDict, spec: Spec) -> PyTree:
-  """The network in `diffusion.weights`.
+def denoiser(config: ConfigDict, spec: Spec) -> dict[str, PyTree]:
+  """The network in `diffusion.weights`, and the empty text as its encoder has it.
 
   Raises:
     UserError: as `diffusion.load`; it is for another family; or the latents of
@@ -66,7 +67,11 @@ def denoiser(config: ConfigDict, spec: Spec) -> PyTree:
       )
     folder = Path(config.diffusion.weights).expanduser().parent / "vae"
     check_scale(scale, folder, name)
-  return diffusion.load(config, spec)
+  found = {"net": diffusion.load(config, spec)}
+  text = config.text
+  if text.encoder == "frozen" and text.frozen_as_is and not text.embedding:
+    found["encoder"] = frozen_text.of_nothing(text)
+  return found
 
 
 def check_scale(scale: float, place: Path, name: str) -> None:

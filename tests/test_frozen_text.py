@@ -32,6 +32,7 @@ DEFAULTS = {
   "frozen_output": (),
   "frozen_drop": (),
   "frozen_dtype": "float32",
+  "frozen_as_is": False,
 }
 
 

@@ -1,6 +1,7 @@
 """Files of Stable Diffusion's U-Net: what they describe, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -11,11 +12,13 @@ from safetensors.numpy import save_file
 
 from core.errors import UserError
 from core.family import Spec
+from core.family import make as make_family
+from core.workdir import open_workdir
 from diffusion import weights
 from nets.pretrained import unet
 from nets.unet import UNet
 from pipelines import published
-from tests.runs import load_config
+from tests.runs import load_config, random_batch
 from text.cond import Cond
 
 SHAPE, TEXT = (8, 8, 4), 16
@@ -202,3 +205,25 @@ def test_a_config_whose_noise_is_another_is_refused(state, tmp_path):
   weights.load(config_of(folder, **{"diffusion.prediction": "v"}), SPEC)
   with pytest.raises(UserError, match="set model.clock to 'scaled_linear', not"):
     weights.load(config_of(folder, **{"model.clock": "logsnr"}), SPEC)
+
+
+def test_another_text_encoder_is_refused(state, tmp_path):
+  config = config_of(written(tmp_path, state))  # bytes have a pooled vector, too
+  family = make_family(config, SPEC, **published.frozen(config, SPEC))
+  batch = random_batch(config) | {"x": np.zeros((8, *SHAPE), np.float32)}
+  with pytest.raises(UserError, match=r"has pooled/bias of shape None.* be \(32,\)"):
+    jax.eval_shape(family.init, jax.random.key(0), batch)
+
+
+def test_a_codec_of_other_latents_is_refused(state, tmp_path):
+  folder = written(tmp_path, state)
+  codec = load_config("configs/vae/kl.py")
+  config = config_of(folder, **{"data.codec": str(tmp_path / "codec")})
+  for scale, sentence in ((0.0, "is 0, and the U-Net in"), (0.5, "is 0.5, and config")):
+    codec.vae.latent_scale = scale
+    shutil.rmtree(tmp_path / "codec", ignore_errors=True)
+    open_workdir(str(tmp_path / "codec"), codec)
+    (tmp_path / "vae").mkdir(exist_ok=True)
+    (tmp_path / "vae" / "config.json").write_text('{"scaling_factor": 0.25}')
+    with pytest.raises(UserError, match=f"vae.latent_scale of the run .* {sentence}"):
+      published.frozen(config, SPEC)

@@ -231,3 +231,27 @@ def test_guidance_needs_a_null_condition_that_was_trained():
   encoders.check_guidance(config(encoder="none", drop=0.0), 3.0)
   with pytest.raises(UserError, match="set text.drop above 0"):
     encoders.check_guidance(config(encoder="bytes", drop=0.0), 3.0)
+
+
+def test_frozen_vectors_as_they_are():
+  seqs, pooled = jax.random.normal(jax.random.key(0), (2, 2, 3, 4)), jnp.ones((2, 5))
+  masks = jnp.array([[[True, False, False], [False] * 3], [[True] * 3, [True] * 3]])
+  parts = (
+    Cond(seq=seqs[0], mask=masks[0]),
+    Cond(seq=seqs[1], mask=masks[1], pooled=pooled),
+    Cond(pooled=2 * pooled),
+  )
+  cond, module = Cond(parts=parts), encoders.AsIs()
+  params = module.init(jax.random.key(1), cond)
+  found, null = module.apply(params, cond), params["params"]
+  assert set(null) == {"null_0", "null_1"}
+  first = jnp.stack([seqs[0, 0], null["null_0"]])
+  np.testing.assert_array_equal(found.seq, jnp.concatenate([first, seqs[1]], axis=1))
+  assert found.mask.all()
+  np.testing.assert_array_equal(found.pooled, [[1] * 5 + [2] * 5] * 2)
+  np.testing.assert_array_equal(
+    module.apply(params, cond.null_like()).seq[0], jnp.concatenate([*null.values()])
+  )
+  other = (parts[0], Cond(seq=seqs[1, ..., :2], mask=masks[1]))
+  with pytest.raises(UserError, match="vectors of different lengths"):
+    module.init(jax.random.key(1), Cond(parts=other))

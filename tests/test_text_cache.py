@@ -108,7 +108,8 @@ from ml_collections import ConfigDict
 from text import cache, frozen
 cache.ROWS = 64
 (encoder,) = frozen.encoders(ConfigDict({"frozen": (sys.argv[1],), "max_tokens": 12,
-  "frozen_dtype": "float32"}))
+  "frozen_dtype": "float32",
+  "frozen_as_is": False}))
 cache.prepare(encoder, [f"colour {i}" for i in range(300)])
 """
 

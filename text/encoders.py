@@ -99,6 +99,42 @@ class Projected(nn.Module):
     )
 
 
+class AsIs(nn.Module):
+  """The vectors of frozen encoders as they come, for networks with published weights.
+
+  The null condition of each encoder is a sequence of its own, learned, in the place of
+  which published weights have what it makes of the empty text. Of several encoders the
+  sequences follow one another, and the pooled vectors lie side by side.
+  """
+
+  @nn.compact
+  def __call__(self, cond: Cond) -> Cond:
+    """parts -> seq [b, sum of l, d], mask, pooled [b, sum of e].
+
+    Raises:
+      UserError: the encoders' vectors are not equally long.
+    """
+    seqs, pooled = [], []
+    for i, part in enumerate(cond.parts):
+      if part.seq is not None:
+        init = nn.initializers.normal(0.02)
+        null = self.param(f"null_{i}", init, part.seq.shape[1:])
+        known = jnp.any(part.mask, axis=1)[:, None, None]
+        seqs.append(jnp.where(known, part.seq.astype(jnp.float32), null))
+      if part.pooled is not None:
+        pooled.append(part.pooled.astype(jnp.float32))
+    if len({seq.shape[2] for seq in seqs}) > 1:
+      raise UserError(
+        "the encoders in text.frozen give vectors of different lengths, which"
+        " text.frozen_as_is cannot put in one sequence; set it to False."
+      )
+    both = jnp.concatenate(pooled, axis=1) if pooled else None
+    if not seqs:
+      return Cond(pooled=both)
+    seq = jnp.concatenate(seqs, axis=1)
+    return Cond(seq=seq, mask=jnp.ones(seq.shape[:2], bool), pooled=both)
+
+
 class NoEncoder(nn.Module):
   """For unconditional generators: passes an empty condition on."""
 
@@ -162,7 +198,7 @@ def _of_text(text: ConfigDict, dtype: Any) -> nn.Module:
       return LabelEncoder(text.classes, text.dim)
     case "frozen":
       frozen.chosen(text)
-      return Projected(text.dim, dtype)
+      return AsIs() if text.frozen_as_is else Projected(text.dim, dtype)
     case "none":
       return NoEncoder()
   raise unknown("text.encoder", text.encoder, KINDS)

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from core import weights
@@ -40,11 +41,12 @@ def encoders(text: ConfigDict) -> tuple[Frozen, ...]:
     raise UserError("text.encoder='frozen' needs text.frozen, such as ('minilm',).")
   if text.frozen_dtype not in DTYPES:
     raise unknown("text.frozen_dtype", text.frozen_dtype, DTYPES)
-  return tuple(_open(name, text.max_tokens, text.frozen_dtype) for name in text.frozen)
+  how = (text.max_tokens, text.frozen_dtype, text.frozen_as_is)
+  return tuple(_open(name, *how) for name in text.frozen)
 
 
 @functools.lru_cache(16)
-def _open(name: str, max_tokens: int, dtype: str) -> Frozen:
+def _open(name: str, max_tokens: int, dtype: str, padded: bool) -> Frozen:
   if name == "e5":
     return E5()
   if name in PACKAGED:
@@ -56,7 +58,7 @@ def _open(name: str, max_tokens: int, dtype: str) -> Frozen:
         f"text.frozen names {name!r}, which is no directory; give one with config.json,"
         f" tokenizer.json and model.safetensors, or one of {', '.join(KNOWN)}."
       )
-  return HuggingFace(name, directory, max_tokens, DTYPES[dtype])
+  return HuggingFace(name, directory, max_tokens, DTYPES[dtype], padded)
 
 
 def chosen(text: ConfigDict) -> list[tuple[Frozen, str]]:
@@ -97,6 +99,15 @@ def padded(encoder: Frozen, output: str, vectors: Encoded | None) -> Cond:
     if vectors is not None:
       pooled[:] = vectors.pooled
   return Cond(seq=seq, mask=mask, pooled=pooled)
+
+
+def of_nothing(text: ConfigDict) -> dict[str, PyTree]:
+  """What the encoders make of the empty text, as parameters of `encoders.AsIs`."""
+  return {
+    f"null_{i}": encoder.load()([""])[0].seq.astype(np.float32)
+    for i, (encoder, output) in enumerate(chosen(text))
+    if output != "pooled"
+  }
 
 
 class E5(Frozen):

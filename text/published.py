@@ -43,8 +43,15 @@ NETWORKS = {
 class HuggingFace(Frozen):
   """A `Frozen` in a directory as Hugging Face keeps it."""
 
-  def __init__(self, name: str, directory: Path, max_tokens: int, dtype: DTypeLike):
-    """Reads config.json.
+  def __init__(
+    self,
+    name: str,
+    directory: Path,
+    max_tokens: int,
+    dtype: DTypeLike,
+    padded: bool = False,
+  ):
+    """Reads config.json. `padded` encoders fill up each text, and read that too.
 
     Raises:
       UserError: it cannot be read, or describes what is not built here.
@@ -62,7 +69,8 @@ class HuggingFace(Frozen):
     self.dim = self._net.dim
     self.pooled_dim = getattr(self._net, "out", 0) or self.dim
     # SigLIP reads its padding, as it was trained to.
-    self._padded = self._part is clip_text and not self._net.causal
+    self._padded = padded or (self._part is clip_text and not self._net.causal)
+    self._asked = padded
     most = max_tokens
     if self._part is not t5:
       most = self._net.length - getattr(self._net, "first", 0)
@@ -71,7 +79,7 @@ class HuggingFace(Frozen):
   @functools.cached_property
   def key(self) -> str:
     """Of weights, tokenizer, network and length."""
-    files = [*hf.files(self._directory), tokens.path(self._directory)]
+    files = [*hf.files(self._directory), *tokens.paths(self._directory)]
     own = [
       VERSION,
       repr(self._net),
@@ -79,6 +87,7 @@ class HuggingFace(Frozen):
       self.length,
       tokens.padding(self._directory),
       [weights.sha256(file) for file in files],
+      *(["padded"] if self._asked else []),
     ]
     return hashlib.sha256(json.dumps(own).encode()).hexdigest()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -10,6 +11,7 @@ from core.errors import UserError
 from nets.pretrained import hugging_face as hf
 
 FILE = "tokenizer.json"
+CLIP = ("vocab.json", "merges.txt")
 
 
 def clean(caption: str) -> str:
@@ -21,20 +23,47 @@ def clean(caption: str) -> str:
   return text.replace("\0", " ").strip()
 
 
-def path(directory: Path) -> Path:
-  """The file that describes the tokenizer, of the fast kind.
+def paths(directory: Path) -> list[Path]:
+  """The files that describe the tokenizer: tokenizer.json, or CLIP's older two.
+
+  They are in the directory, or in `tokenizer` beside it, as diffusers has it.
 
   Raises:
-    UserError: it is missing.
+    UserError: they are missing.
   """
-  file = directory / FILE
-  if not file.exists():
+  for folder in (directory, directory.parent / "tokenizer"):
+    for names in ((FILE,), CLIP):
+      found = [folder / name for name in names]
+      if all(file.exists() for file in found):
+        return found
+  raise UserError(
+    f"{directory / FILE} is missing: copy it from Hugging Face, or, where a model has"
+    " none there, make it with transformers: AutoTokenizer.from_pretrained(DIRECTORY)"
+    ".save_pretrained(DIRECTORY)."
+  )
+
+
+def opened(directory: Path) -> Any:
+  """The tokenizer of a directory, a tokenizers.Tokenizer.
+
+  Raises:
+    UserError: the package or a file is missing, or a file is damaged.
+  """
+  files = paths(directory)
+  try:
+    import tokenizers
+
+    from text import bpe
+  except ImportError as e:
     raise UserError(
-      f"{file} is missing: copy it from Hugging Face, or, where a model has none there,"
-      " make it with transformers: AutoTokenizer.from_pretrained(DIRECTORY)"
-      ".save_pretrained(DIRECTORY)."
-    )
-  return file
+      "frozen text encoders need the package tokenizers: pip install tokenizers."
+    ) from e
+  try:
+    if len(files) == 1:
+      return tokenizers.Tokenizer.from_file(str(files[0]))
+    return bpe.clip(*files)
+  except Exception as e:  # damaged files raise bare Exception
+    raise UserError(f"{files[0]} is damaged ({e}); download it again.") from e
 
 
 def load(
@@ -46,22 +75,12 @@ def load(
     UserError: the package or the file is missing, the file is damaged, or `length` has
       no room for a caption.
   """
-  file = path(directory)
-  try:
-    import tokenizers
-  except ImportError as e:
-    raise UserError(
-      "frozen text encoders need the package tokenizers: pip install tokenizers."
-    ) from e
-  try:
-    tokenizer = tokenizers.Tokenizer.from_file(str(file))
-  except Exception as e:  # damaged files raise bare Exception
-    raise UserError(f"{file} is damaged ({e}); download it again.") from e
+  tokenizer = opened(directory)
   tokenizer.no_padding()
   if length <= tokenizer.num_special_tokens_to_add(is_pair=False):
     raise UserError(
-      f"text.max_tokens={length} has no room for words beside the marks of {file};"
-      " raise it."
+      f"text.max_tokens={length} has no room for words beside the marks of"
+      f" {paths(directory)[0]}; raise it."
     )
   tokenizer.enable_truncation(length)
 
@@ -74,14 +93,12 @@ def load(
 
 
 def padding(directory: Path) -> int:
-  """The id of what fills up a text; 0 where tokenizer_config.json does not say."""
-  file = directory / "tokenizer_config.json"
-  if not file.exists():
-    return 0
-  token = hf.read_json(file).get("pad_token")
-  token = token.get("content") if isinstance(token, dict) else token
-  vocabulary = hf.read_json(path(directory))
-  for added in vocabulary.get("added_tokens", []):
-    if added.get("content") == token:
-      return int(added["id"])
+  """The id of what fills up a text; 0 where the files beside it do not say."""
+  place = paths(directory)[0].parent
+  for name in ("special_tokens_map.json", "tokenizer_config.json"):
+    file = place / name
+    token = hf.read_json(file).get("pad_token") if file.exists() else None
+    token = token.get("content") if isinstance(token, dict) else token
+    if isinstance(token, str):
+      return opened(directory).token_to_id(token) or 0
   return 0

@@ -1,6 +1,7 @@
 """Stable Diffusion's U-Net, its draws and decoded pictures against diffusers' own."""
 
 import functools
+import json
 from pathlib import Path
 
 import jax
@@ -15,13 +16,18 @@ from diffusers import (
   StableDiffusionPipeline,
   UNet2DConditionModel,
 )
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from configs.diffusion import stable_diffusion
 from core import noise
-from core.family import sample_keys
+from core.family import Spec, make, sample_keys
 from diffusion import sampler
 from diffusion.settings import Estimate, Settings, time_grid
 from nets.autoencoder import Autoencoder
 from nets.pretrained import autoencoder, unet
+from pipelines import build, published
+from text import tokens
 from text.cond import Cond, guide
 
 # numpy 2 asks of tensors what PyTorch's do not say yet.
@@ -33,6 +39,14 @@ SCHEDULE = noise.scaled_linear()
 VERSIONS = {
   "1": {"attention_head_dim": 4},
   "2": {"attention_head_dim": (2, 4), "use_linear_projection": True},
+}
+SCHEDULER = {
+  "beta_start": 0.00085,
+  "beta_end": 0.012,
+  "beta_schedule": "scaled_linear",
+  "clip_sample": False,
+  "set_alpha_to_one": False,
+  "steps_offset": 1,
 }
 
 
@@ -135,15 +149,7 @@ def codec() -> AutoencoderKL:
 def test_a_picture_of_a_text(version: str, codec: AutoencoderKL, tmp_path) -> None:
   """Guided DDIM over latents, and the decoded picture, from one noise."""
   steps, scale, kind = 10, 7.5, {"1": "epsilon", "2": "v_prediction"}[version]
-  scheduler = DDIMScheduler(
-    beta_start=0.00085,
-    beta_end=0.012,
-    beta_schedule="scaled_linear",
-    clip_sample=False,
-    set_alpha_to_one=False,
-    steps_offset=1,
-    prediction_type=kind,
-  )
+  scheduler = DDIMScheduler(**SCHEDULER, prediction_type=kind)
   pipeline = StableDiffusionPipeline(
     vae=codec,
     text_encoder=None,
@@ -200,6 +206,99 @@ def test_a_picture_of_a_text(version: str, codec: AutoencoderKL, tmp_path) -> No
   decode = functools.partial(decoder.apply, {"params": weights}, method="decode")
   picture = jax.jit(decode)(x / codec.config.scaling_factor)
   close(jnp.clip(picture / 2 + 0.5, 0, 1), images)
+
+
+def tokenizer(folder: Path) -> CLIPTokenizer:
+  """A small one, and its two files as the first release has them."""
+  units = sorted(ByteLevel.alphabet())  # '!' is the first
+  words = ["re", "red</w>", "he", "art</w>", "heart</w>", "<|startoftext|>"]
+  vocabulary = [*units, *(f"{unit}</w>" for unit in units), *words, "<|endoftext|>"]
+  vocabulary.insert(-2, "ar")
+  ids = {word: i for i, word in enumerate(vocabulary)}
+  pairs = "r e\nre d</w>\nh e\na r\nar t</w>\nhe art</w>"
+  merges = [tuple(pair.split()) for pair in pairs.splitlines()]
+  folder.mkdir(exist_ok=True)
+  for file in folder.iterdir():
+    file.unlink()
+  (folder / "vocab.json").write_text(json.dumps(ids))
+  (folder / "merges.txt").write_text(f"#version: 0.2\n{pairs}\n")
+  (folder / "special_tokens_map.json").write_text('{"pad_token": "!"}')
+  return CLIPTokenizer(vocab=ids, merges=merges, pad_token="!")
+
+
+def test_clips_tokens(tmp_path: Path) -> None:
+  theirs = tokenizer(tmp_path / "tokenizer")
+  ours = tokens.load(tmp_path / "text_encoder", 12)
+  for caption in ("Red  heart", "it's 42 hearts!", "红心 ❤", "", "a" * 40, "REDHEART."):
+    wanted = theirs(caption, truncation=True, max_length=12)["input_ids"]
+    assert ours([caption])[0].tolist() == wanted, caption
+  assert tokens.padding(tmp_path / "text_encoder") == theirs.pad_token_id == 0
+
+
+def test_from_text_by_a_config(codec: AutoencoderKL, tmp_path: Path) -> None:
+  """The folder of a pipeline, read as configs/diffusion/stable_diffusion.py:v1 does."""
+  steps, length, own = 4, TEXT[0] + 2, tokenizer(tmp_path / "other")
+  torch.manual_seed(2)
+  settings = CLIPTextConfig(
+    vocab_size=len(own),
+    hidden_size=TEXT[1],
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    max_position_embeddings=length,
+    bos_token_id=own.bos_token_id,
+    eos_token_id=own.eos_token_id,
+  )
+  own.model_max_length = length
+  pipeline = StableDiffusionPipeline(
+    vae=codec,
+    text_encoder=CLIPTextModel(settings).eval(),
+    tokenizer=own,
+    unet=peer("1"),
+    scheduler=DDIMScheduler(**SCHEDULER),
+    safety_checker=None,
+    feature_extractor=None,
+    requires_safety_checker=False,
+  )
+  pipeline.set_progress_bar_config(disable=True)
+  pipeline.save_pretrained(tmp_path)
+  tokenizer(tmp_path / "tokenizer")
+  prompts, keys = ["red heart", "a very long red redheart"], jax.random.key(0)
+  with torch.no_grad():
+    both = pipeline.encode_prompt(prompts, "cpu", 1, True)
+  # As we keep them.
+  text, null = (a.to(torch.bfloat16).float() for a in both)
+  noises = sampler.draw(sample_keys(keys, 2), 0, SHAPE)
+  wanted = pipeline(
+    prompt_embeds=text,
+    negative_prompt_embeds=null,
+    latents=nchw(np.array(noises)),
+    height=32,
+    width=16,
+    num_inference_steps=steps,
+    guidance_scale=7.5,
+    output_type="latent",
+  ).images
+
+  c = stable_diffusion.get_config()
+  stable_diffusion.published(c, str(tmp_path), 1)
+  net = unet.described(tmp_path / "unet", SHAPE[0]).net
+  for name in ("widths", "blocks", "attention", "heads", "groups"):
+    c.model[name] = getattr(net, name)
+  c.sample.steps = steps
+  spec = Spec(SHAPE, pixels=False)
+  c.data.codec = ""
+  family = make(c, spec, **published.frozen(c, spec))
+  cond = build.conditions(c, prompts, [0, 0])
+  np.testing.assert_allclose(
+    np.asarray(cond.parts[0].seq, np.float32), text, rtol=2**-7, atol=1e-3
+  )
+  batch = {"x": np.zeros((2, *SHAPE), np.float32), "cond": cond}
+  state = jax.jit(family.init)(keys, batch)
+  samples = jax.jit(lambda state: family.sample(state, keys, cond, 2))(state)
+  # The last bit of a text's numbers may be rounded otherwise.
+  scale = abs(nhwc(wanted)).max()
+  np.testing.assert_allclose(samples.images / scale, nhwc(wanted) / scale, atol=1e-3)
 
 
 def test_full_size_has_as_many_parameters() -> None:

@@ -212,7 +212,12 @@ def captions() -> list[str]:
 
 def test_minilm_on_captions() -> None:
   text = ConfigDict(
-    {"frozen": ("minilm",), "max_tokens": 24, "frozen_dtype": "float32"}
+    {
+      "frozen": ("minilm",),
+      "max_tokens": 24,
+      "frozen_dtype": "float32",
+      "frozen_as_is": False,
+    }
   )
   (encoder,) = frozen.encoders(text)
   folder = encoder._directory
