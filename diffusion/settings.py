@@ -178,6 +178,11 @@ def check(config: ConfigDict) -> None:
       f"sample.grid='leading' takes sample.steps={steps} of"
       f" noise.timesteps={timesteps}: set that to 1000, or sample.grid to 'time'."
     )
+  if config.sample.grid == "leading" and config.sample.threshold != "none":
+    raise UserError(
+      "sample.grid='leading' ends short of the clean picture, where there is nothing to"
+      " threshold: set sample.threshold to 'none', or sample.grid to 'time'."
+    )
   early = config.sample.grid in ("time", "quadratic")
   if config.noise.zero_terminal and config.sample.lens == "ve" and early:
     raise UserError(

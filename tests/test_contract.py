@@ -76,7 +76,7 @@ def test_every_variant_fits_together(subtests: pytest.Subtests) -> None:
       if config.data.codec:  # Stable Diffusion's, or a small one
         tokens = config.data.latents == "tokens"
         spec = Spec(
-          {256: (32, 32, 4), 32: (8, 8, 8)}[config.data.size],
+          {512: (64, 64, 4), 256: (32, 32, 4), 32: (8, 8, 8)}[config.data.size],
           np.int32 if tokens else np.float32,
           vocab_size=256 if tokens else 0,
           pixels=False,

@@ -435,6 +435,11 @@ def test_clipping_keeps_the_estimate_in_range(monkeypatch):
     ({"sample__edit": "inpainting"}, "did you mean 'inpaint'"),
     ({"data__low_size": 8}, "data.low_size=8 must be below data.size=8"),
     (
+      {"sample__grid": "leading", "sample__threshold": "none", "sample__steps": 5000},
+      "sample.grid='leading' takes sample.steps=5000 of noise.timesteps",
+    ),
+    ({"sample__grid": "leading", "noise__timesteps": 9}, "ends short of the clean"),
+    (
       {
         "noise__zero_terminal": True,
         "diffusion__prediction": "v",

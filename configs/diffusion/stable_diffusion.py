@@ -59,7 +59,7 @@ def get_config(variant: str = "") -> ConfigDict:
       c.text.encoder, c.data.codec = "bytes", ""
       base.tiny(c)
       c.model.head_dim, c.model.heads, c.model.groups = 0, 2, 4
-      c.model.remat, c.sample.threshold = False, "static"
+      c.model.remat, c.sample.grid, c.sample.threshold = False, "time", "static"
     case _:
       raise base.unknown_variant(variant, VARIANTS)
   return c
