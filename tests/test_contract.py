@@ -81,7 +81,7 @@ def test_every_variant_fits_together(subtests: pytest.Subtests) -> None:
           vocab_size=256 if tokens else 0,
           pixels=False,
         )
-        config.data.codec = ""
+        config.data.codec, config.data.latents = "", "latents"
       family = make_family(config, spec, **published.frozen(config, spec))
       batch = build.example_batch(config)
       batch["x"] = np.zeros((1, *spec.shape), spec.dtype)

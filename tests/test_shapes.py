@@ -91,7 +91,7 @@ def upsampler(shape: Callable[..., None], size: int, text: int = 0) -> int:
 
 def dalle_1() -> int:
   c = dalle.get_config()
-  c.data.codec = ""
+  c.data.codec, c.data.latents = "", "latents"
   spec = Spec((32, 32, 1), np.int32, vocab_size=8192, pixels=False)
   batch = pipelines.example_batch(c) | {"x": np.zeros((1, 32, 32, 1), np.int32)}
   init = family.make(c, spec).init

@@ -17,7 +17,7 @@ from core.errors import UserError
 from core.family import Family, Samples, Spec, State, sample_keys
 from core.family import make as make_family
 from core.workdir import open_workdir, read_config
-from pipelines import build, stages, system
+from pipelines import build, published, stages, system
 from pipelines.drawn import of_stages as drawn_settings
 from tests.runs import (
   SYSTEMS,
@@ -111,7 +111,7 @@ def spec_of(config: ConfigDict, name: str) -> Spec:
 def built(config: ConfigDict, name: str) -> Family:
   own = ConfigDict(config.stages[name].to_dict())
   return make_family(
-    own, spec_of(config, name), **build.frozen(own, spec_of(config, name))
+    own, spec_of(config, name), **published.frozen(own, spec_of(config, name))
   )
 
 
