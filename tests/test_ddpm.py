@@ -438,7 +438,14 @@ def test_clipping_keeps_the_estimate_in_range(monkeypatch):
       {"sample__grid": "leading", "sample__threshold": "none", "sample__steps": 5000},
       "sample.grid='leading' takes sample.steps=5000 of noise.timesteps",
     ),
-    ({"sample__grid": "leading", "noise__timesteps": 9}, "ends short of the clean"),
+    (
+      {
+        "sample__grid": "leading",
+        "noise__timesteps": 9,
+        "sample__threshold": "static",
+      },
+      "ends short of the clean",
+    ),
     (
       {
         "noise__zero_terminal": True,
