@@ -26,6 +26,7 @@ from diffusion import sampler
 from diffusion.settings import Estimate, Settings, time_grid
 from nets.autoencoder import Autoencoder
 from nets.pretrained import autoencoder, unet
+from nets.unet import UNet
 from pipelines import build, published
 from text import tokens
 from text.cond import Cond, guide
@@ -86,24 +87,33 @@ def nchw(x: np.ndarray) -> torch.Tensor:
   return torch.tensor(np.moveaxis(x, -1, 1))
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_unet(version: str, tmp_path: Path) -> None:
-  theirs = peer(version)
-  theirs.save_pretrained(tmp_path)
-  net = unet.described(tmp_path, SHAPE[0]).net
-  assert (net.heads, net.head_dim) == {"1": (4, 0), "2": (0, 16)}[version]
-  params = unet.load(net, SHAPE, tmp_path)
+def loaded(theirs: UNet2DConditionModel, folder: Path) -> tuple[UNet, dict]:
+  """Ours, by way of a folder that they write."""
+  theirs.save_pretrained(folder)
+  net = unet.described(folder, SHAPE[0]).net
+  return net, unet.load(net, SHAPE, folder)
+
+
+STEPS = torch.tensor([0, 421, 999])
+
+
+def forward(net: UNet, params: dict, x: jax.Array, text: jax.Array) -> jax.Array:
+  logsnr = SCHEDULE.logsnr((jnp.asarray(STEPS) + 1) / 1000)
+  return net.apply({"params": params}, x, logsnr, Cond(seq=text))
+
+
+def test_unet_and_its_gradients(tmp_path: Path) -> None:
+  theirs = peer("1")
+  net, params = loaded(theirs, tmp_path)
+  assert (net.heads, net.head_dim) == (4, 0)
   x, text, g = (normal(3, *shape) for shape in (SHAPE, TEXT, SHAPE))
-  steps = torch.tensor([0, 421, 999])
   tx, ttext = nchw(x).requires_grad_(), torch.tensor(text).requires_grad_()
-  out = theirs(tx, steps, ttext).sample
+  out = theirs(tx, STEPS, ttext).sample
   out.backward(nchw(g))
 
   @jax.jit
-  def ours(params, x, text):
-    logsnr = SCHEDULE.logsnr((jnp.asarray(steps) + 1) / 1000)
-    run = lambda p, x, s: net.apply({"params": p}, x, logsnr, Cond(seq=s))  # noqa: E731
-    y, back = jax.vjp(run, params, x, text)
+  def ours(*args):
+    y, back = jax.vjp(functools.partial(forward, net), *args)
     return y, back(g)
 
   y, (dparams, dx, dtext) = ours(params, x, text)
@@ -115,6 +125,15 @@ def test_unet(version: str, tmp_path: Path) -> None:
   largest = max(abs(a).max() for a in jax.tree.leaves(wanted))
   for own, other in zip(*map(jax.tree.leaves, (dparams, wanted)), strict=True):
     np.testing.assert_allclose(own, other, rtol=0, atol=1e-4 * largest)
+
+
+def test_unet_of_the_second_version(tmp_path: Path) -> None:
+  net, params = loaded(peer("2"), tmp_path)
+  assert (net.heads, net.head_dim) == (0, 16)
+  x, text = (normal(3, *shape) for shape in (SHAPE, TEXT))
+  with torch.no_grad():
+    out = peer("2")(nchw(x), STEPS, torch.tensor(text)).sample
+  close(jax.jit(functools.partial(forward, net))(params, x, text), nhwc(out))
 
 
 @pytest.mark.parametrize("shards", [False, True])
@@ -145,16 +164,15 @@ def codec() -> AutoencoderKL:
   ).eval()
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_a_picture_of_a_text(version: str, codec: AutoencoderKL, tmp_path) -> None:
-  """Guided DDIM over latents, and the decoded picture, from one noise."""
-  steps, scale, kind = 10, 7.5, {"1": "epsilon", "2": "v_prediction"}[version]
-  scheduler = DDIMScheduler(**SCHEDULER, prediction_type=kind)
+def test_a_picture_of_a_text(codec: AutoencoderKL, tmp_path: Path) -> None:
+  """Guided DDIM over latents, step by step, and the decoded picture: v prediction."""
+  steps, scale = 10, 7.5
+  scheduler = DDIMScheduler(**SCHEDULER, prediction_type="v_prediction")
   pipeline = StableDiffusionPipeline(
     vae=codec,
     text_encoder=None,
     tokenizer=None,
-    unet=peer(version),
+    unet=peer("2"),
     scheduler=scheduler,
     safety_checker=None,
     feature_extractor=None,
@@ -182,12 +200,11 @@ def test_a_picture_of_a_text(version: str, codec: AutoencoderKL, tmp_path) -> No
   params = unet.load(net, SHAPE, tmp_path / "unet")
   schedule = noise.discrete(SCHEDULE, 1000)
   both = Cond(seq=jnp.concatenate([text, null.repeat(2, 0)]))
-  prediction = {"1": "eps", "2": "v"}[version]
 
   def denoise(x_t: jax.Array, logsnr: jax.Array) -> Estimate:
     pair = (jnp.concatenate([a, a]) for a in (x_t, logsnr))
     value = guide(net.apply({"params": params}, *pair, both), scale)
-    return Estimate(noise.to_x_eps(value, x_t, logsnr, "vp", prediction)[0], None)
+    return Estimate(noise.to_x_eps(value, x_t, logsnr, "vp", "v")[0], None)
 
   settings = Settings(sampler="ddim", grid="leading", steps=steps)
   grid = time_grid(schedule, settings)
@@ -236,7 +253,10 @@ def test_clips_tokens(tmp_path: Path) -> None:
 
 
 def test_from_text_by_a_config(codec: AutoencoderKL, tmp_path: Path) -> None:
-  """The folder of a pipeline, read as configs/diffusion/stable_diffusion.py:v1 does."""
+  """The folder of a pipeline, read as configs/diffusion/stable_diffusion.py:v1 does.
+
+  Guided DDIM by the family's own sampler, with the empty text as null: eps prediction.
+  """
   steps, length, own = 4, TEXT[0] + 2, tokenizer(tmp_path / "other")
   torch.manual_seed(2)
   settings = CLIPTextConfig(
