@@ -10,6 +10,11 @@ Stable Diffusion 3's MM-DiT of 2 billion with rectified flow (Esser et al. 2024,
 arXiv:2403.03206) over 16 channels of latents at 1024x1024.
 
 Variants:
+  :v1             the published weights of version 1.5, from the folder
+                  stable-diffusion-v1-5 as diffusers writes it; nothing is trained, and
+                  `data.path` is a folder of one picture or more. Other places are given
+                  in `stages.codec.vae.weights`, `stages.generator.diffusion.weights`
+                  and `stages.generator.text.frozen`.
   :sd3            the MM-DiT.
   :openmoji32     captions to 32x32 OpenMoji: the KL autoencoder and the diffusion of
                   configs/diffusion/dit.py:openmoji32 over its 8x8x8 latents.
@@ -22,11 +27,11 @@ from ml_collections import ConfigDict
 
 from configs import base, shapes
 from configs.autoregressive import maskgit
-from configs.diffusion import ddpm, dit
+from configs.diffusion import ddpm, dit, stable_diffusion
 from configs.flows import glow
 from configs.vae import kl, vq
 
-VARIANTS = ("sd3", "openmoji32", "openmoji32_flow", "openmoji32_maskgit", "tiny")
+VARIANTS = ("v1", "sd3", "openmoji32", "openmoji32_flow", "openmoji32_maskgit", "tiny")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -34,6 +39,13 @@ def get_config(variant: str = "") -> ConfigDict:
   match variant:
     case "" | "sd3":
       codec, generator = published(three=variant == "sd3")
+    case "v1":
+      codec, generator = kl.get_config(), stable_diffusion.get_config("v1")
+      codec.vae.weights, codec.vae.latent_scale = "stable-diffusion-v1-5/vae", 0.18215
+      codec.vae.perceptual_weight, codec.train.steps = 0.0, 0
+      for c in (codec, generator):
+        c.data.name, c.data.size, c.data.batch_size = "folder", 512, 1
+        c.data.flip, c.data.train_split, c.data.eval_split = False, "all", "all"
     case "openmoji32":
       codec, generator = kl.get_config("openmoji32_c8"), dit.get_config("openmoji32")
     case "openmoji32_flow":
