@@ -447,18 +447,30 @@ def autoregressive() -> ConfigDict:
   return a
 
 
-def system(draw: tuple[str, ...], **stages: ConfigDict) -> ConfigDict:
+def system(
+  draw: tuple[str, ...], apart: tuple[str, ...] = (), **stages: ConfigDict
+) -> ConfigDict:
   """Parts that are trained in the order given, each by the config of a run of its own.
 
   What they share has one value for all: the data, the devices, the seed, and how many
-  pictures are drawn and scored, of what. All else is in `stages.NAME`.
+  pictures are drawn and scored, of what. All else is in `stages.NAME`, and so are the
+  fields of `data` that `apart` names.
   """
   c, last = ConfigDict(), stages[draw[-1]]
   c.order = tuple(stages)  # in which the stages are trained
   c.draw = draw  # the stages that draw, each from what the one before made
   c.seed = last.seed
   c.data, c.sample, c.eval = ConfigDict(), ConfigDict(), ConfigDict()
-  own = ("size", "channels", "batch_size", "low_size", "codec", "latents", "flip")
+  own = (
+    "size",
+    "channels",
+    "batch_size",
+    "low_size",
+    "codec",
+    "latents",
+    "flip",
+    *apart,
+  )
   for name in sorted(set(last.data) - set(own)):
     c.data[name] = last.data[name]
   for name in ("num_images", "per_prompt", "prompts", "rerank", "seed", "frames"):

@@ -14,18 +14,20 @@ from ml_collections import ConfigDict
 from configs import base
 from configs.diffusion import ddpm
 
+# Captions of simple, colourful pictures: few enough to learn in minutes.
+SIMPLE = (
+  r"^(?!.*skin tone)(?!.*couple).*\b(hearts?|circle|square|face|moon|star|apple"
+  r"|banana|lemon|pear|cherries|strawberry|tangerine|watermelon|pizza|sun|snowman"
+  r"|tree|mushroom|fish|flower|tulip|cloud|rainbow|umbrella|ball|o’clock)\b"
+)
+
 
 def get_config(variant: str = "") -> ConfigDict:
   """The config of a variant."""
   c = ddpm.get_config("openmoji32")
   c.noise.schedule, c.noise.density = "rectified_flow", "logit_normal"
   c.diffusion.prediction = c.diffusion.loss = "velocity"
-  # Simple, colourful pictures only: few enough to learn in minutes.
-  c.data.match = (
-    r"^(?!.*skin tone)(?!.*couple).*\b(hearts?|circle|square|face|moon|star|apple"
-    r"|banana|lemon|pear|cherries|strawberry|tangerine|watermelon|pizza|sun|snowman"
-    r"|tree|mushroom|fish|flower|tulip|cloud|rainbow|umbrella|ball|o’clock)\b"
-  )
+  c.data.match = SIMPLE
   c.data.batch_size = 64
   c.text.max_tokens = 32
   c.model.net = "dit"

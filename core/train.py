@@ -90,6 +90,11 @@ def train(
       if config.optim.schedule in ("cosine", "linear"):
         more = "its learning rate ends there, so more steps need a new workdir"
       say(f"nothing to do: train.steps={cfg.steps} are done; {more}")
+    if start < cfg.steps <= config.optim.warmup_steps:
+      say(
+        f"its learning rate still rises at the end: optim.warmup_steps is"
+        f" {config.optim.warmup_steps}; lower it unless that is meant"
+      )
     log = Log(workdir, start, cfg.steps)
     closing.callback(log.close)
     step, batch = start, first

@@ -107,10 +107,13 @@ def test_sigterm_saves_and_a_later_run_goes_on(
   assert steps_logged(tmp_path) == list(range(1, stopped + 3))
 
 
-def test_many_bad_steps_stop_the_run(tmp_path: Path, monkeypatch) -> None:
+def test_many_bad_steps_stop_the_run(
+  tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
   config = load_config("configs/quickstart.py")
   config.parallel.backend = "jit"
   config.train.steps, config.train.max_skipped = 50, 3
+  config.optim.warmup_steps = 50
   one = parallel.make(config.parallel)
 
   def batches(start: int):
@@ -126,6 +129,7 @@ def test_many_bad_steps_stop_the_run(tmp_path: Path, monkeypatch) -> None:
   rows = logged(tmp_path)
   assert [row["skipped_in_a_row"] for row in rows] == [0, 0, 1, 2, 3]
   assert rows[-1]["loss"] is None
+  assert "still rises at the end: optim.warmup_steps is 50" in capsys.readouterr().err
   assert Checkpoints(tmp_path).latest() == 4
 
 

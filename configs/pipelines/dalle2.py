@@ -13,17 +13,26 @@ Variants:
   :ar             the autoregressive prior.
   :openmoji32     captions to 32x32 OpenMoji, with the diffusion prior.
   :openmoji32_ar  the same with the autoregressive prior.
+  :quickstart, :quickstart_ar  both, of the pictures of configs/quickstart.py alone.
   :tiny, :tiny_ar  seconds; what tests use.
 """
 
 from ml_collections import ConfigDict
 
-from configs import base, shapes
+from configs import base, quickstart, shapes
 from configs.autoregressive import decoder as autoregressive
 from configs.diffusion import ddpm, super_resolution
 from configs.text import clip
 
-VARIANTS = ("ar", "openmoji32", "openmoji32_ar", "tiny", "tiny_ar")
+VARIANTS = (
+  "ar",
+  "openmoji32",
+  "openmoji32_ar",
+  "quickstart",
+  "quickstart_ar",
+  "tiny",
+  "tiny_ar",
+)
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -31,6 +40,8 @@ def get_config(variant: str = "") -> ConfigDict:
   if variant not in ("", *VARIANTS):
     raise base.unknown_variant(variant, VARIANTS)
   size = variant.removesuffix("ar").removesuffix("_")
+  simple = size == "quickstart"
+  size = "openmoji32" if simple else size
   stages = {"clip": clip.get_config(size)}
   if variant.endswith("ar"):
     stages["components"] = components(size)
@@ -44,8 +55,14 @@ def get_config(variant: str = "") -> ConfigDict:
       c.data.name, c.data.eval_split, c.data.flip = "folder", "test", False
     for name in set(stages) - {"large", "largest"}:
       stages[name].data.size = 64
+  if simple:
+    stages["decoder"] = decoder("quickstart")
+    stages["clip"].train.steps, stages["prior"].train.steps = 900, 600
+    for name in set(stages) - {"clip"}:
+      stages[name].data.match = quickstart.SIMPLE
   drawing = ("prior", "decoder", "large", "largest")
-  return base.system(tuple(n for n in drawing if n in stages), **stages)
+  draw = tuple(n for n in drawing if n in stages)
+  return base.system(draw, ("match",) if simple else (), **stages)
 
 
 def diffusion_prior(size: str) -> ConfigDict:
@@ -104,7 +121,8 @@ def tokens_prior(size: str) -> ConfigDict:
 
 def decoder(size: str) -> ConfigDict:
   """A diffusion of pictures from a vector, and at times from the caption."""
-  c = ddpm.get_config(size)
+  simple = size == "quickstart"
+  c = quickstart.get_config() if simple else ddpm.get_config(size)
   c.text.embedding, c.text.embedding_drop, c.text.drop = "@clip", 0.1, 0.5
   if size == "openmoji32":
     c.train.steps = 3000

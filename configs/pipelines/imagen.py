@@ -10,15 +10,16 @@ stages. COCO FID 7.27.
 Variants:
   :openmoji32  captions to 32x32 OpenMoji: a diffusion of 16x16 pictures, and one that
                enlarges them.
+  :quickstart  the same of the pictures and the network of configs/quickstart.py.
   :tiny        seconds, from 4x4 to 8x8; what tests use.
 """
 
 from ml_collections import ConfigDict
 
-from configs import base, shapes
+from configs import base, quickstart, shapes
 from configs.diffusion import ddpm, super_resolution
 
-VARIANTS = ("openmoji32", "tiny")
+VARIANTS = ("openmoji32", "quickstart", "tiny")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -29,14 +30,25 @@ def get_config(variant: str = "") -> ConfigDict:
     case "openmoji32":
       small = ddpm.get_config("openmoji32")
       small.data.size, small.model.patch, small.train.steps = 16, 4, 3000
-      large = super_resolution.get_config("openmoji32")
-      large.data.low_size = 16
+      large = enlarging()
+    case "quickstart":
+      small, large = quickstart.get_config(), enlarging()
+      small.data.size, small.model.patch = 16, 4
+      large.data.match, large.train.steps = quickstart.SIMPLE, 1000
     case "tiny":
       small, large = ddpm.get_config("tiny"), super_resolution.get_config("tiny")
       small.data.size, small.model.patch, small.model.attention = 4, 2, ()
     case _:
       raise base.unknown_variant(variant, VARIANTS)
   return base.system(("small", "large"), small=small, large=large)
+
+
+def enlarging() -> ConfigDict:
+  """From 16x16 to 32x32 OpenMoji."""
+  c = super_resolution.get_config("openmoji32")
+  base.openmoji32(c)
+  c.data.low_size = 16
+  return c
 
 
 def published() -> ConfigDict:
