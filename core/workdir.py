@@ -28,6 +28,8 @@ FREE = (
   "vae.iwae_samples",
   "optim.microbatches",
 )
+# Whoever draws from a run and scores it may choose these as well: of which captions.
+ASKED = (*FREE, "data.languages")
 # Fields that name the folder of another run. '@NAME' is the folder NAME beside the
 # run's own; `config.json` has it so wherever it can, so that both may be moved.
 RUNS = ("data.codec", "text.embedding", "distil.teacher", "sample.guide", "eval.clip")
@@ -82,7 +84,8 @@ def reopen_workdir(path: str, config: ConfigDict) -> Path:
     raise UserError(
       f"no run in {workdir}; train first: the same command with --mode=train."
     )
-  check_same(read_json(file), json.loads(config.to_json_best_effort()), workdir)
+  new = json.loads(config.to_json_best_effort())
+  check_same(read_json(file), new, workdir, ASKED)
   return workdir
 
 
@@ -143,8 +146,16 @@ def hold(workdir: Path) -> None:
   _held[place] = lock
 
 
-def check_same(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> None:
-  """Raises UserError naming each field that would change the model or the data."""
+def check_same(
+  old: dict[str, Any],
+  new: dict[str, Any],
+  workdir: Path,
+  free: tuple[str, ...] = FREE,
+) -> None:
+  """Raises UserError naming each field that would change the model or the data.
+
+  Fields whose names begin with one of `free` do not.
+  """
   old, new = (dict(flat(named(tree, workdir))) for tree in (old, new))
   for tree in (old, new):
     if tree.get("data.path"):
@@ -158,7 +169,7 @@ def check_same(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> None:
   changed = [
     f"{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} given"
     for key in sorted(old.keys() | new.keys())
-    if old.get(key) != new.get(key) and (key in bound or not key.startswith(FREE))
+    if old.get(key) != new.get(key) and (key in bound or not key.startswith(free))
   ]
   if changed:
     ends = any(field.startswith("train.steps:") for field in changed)

@@ -58,6 +58,15 @@ def test_how_often_a_bound_draws_may_change(tmp_path: Path) -> None:
     reopen_workdir(str(tmp_path), config)
 
 
+def test_languages_may_be_chosen_for_scores_alone(tmp_path: Path) -> None:
+  config = CONFIG.copy_and_resolve_references()
+  open_workdir(str(tmp_path), config)
+  config.data.languages = ("de",)
+  reopen_workdir(str(tmp_path), config)
+  with pytest.raises(UserError, match=r"data\.languages"):
+    open_workdir(str(tmp_path), config)
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
   file = tmp_path / "a.txt"
   write_atomic(file, "old")
