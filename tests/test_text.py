@@ -72,6 +72,13 @@ def test_a_zero_byte_is_not_padding():
   assert mask.tolist() == [True, True, True, False]
 
 
+@pytest.mark.parametrize(
+  ("caption", "same"), [("\ud83d heart", "? heart"), ("a\udcffb", "a?b")]
+)
+def test_halves_of_characters_are_question_marks(caption, same):
+  assert untokenize(*byte_tokens.tokenize(caption, 12)) == same
+
+
 # Cond.
 
 

@@ -14,10 +14,10 @@ def tokenize(
   """UTF-8 bytes plus one, cut or padded with 0 to `max_tokens`, and their mask.
 
   Letter case, outer spaces and the Unicode form (it is made NFC) carry no meaning
-  in a caption.
+  in a caption. Half of a character (a surrogate) becomes a question mark.
   """
   text = unicodedata.normalize("NFC", caption.strip().lower())
-  raw = text.encode("utf-8")[:max_tokens]
+  raw = text.encode("utf-8", "replace")[:max_tokens]
   tokens = np.zeros(max_tokens, np.int32)
   tokens[: len(raw)] = np.frombuffer(raw, np.uint8).astype(np.int32) + 1
   return tokens, tokens > 0
