@@ -341,7 +341,7 @@ def two(place: Path, **fields: object) -> tuple[ConfigDict, Cond]:
 def test_raw_conditions_hold_the_vectors(place):
   text, cond = two(place, frozen_output=("both", "seq"))
   (bert, t5), own = cond.parts, frozen.encoders(text)
-  assert bert.seq.shape, t5.seq.shape == ((3, 5, 8), (3, 5, 6))
+  assert (bert.seq.shape, t5.seq.shape) == ((3, 5, 8), (3, 5, 6))
   assert bert.mask.tolist() == [[True] * 3 + [False] * 2] * 2 + [[False] * 5]
   np.testing.assert_array_equal(bert.seq[0, :3], vectors(own[0], 3).seq)
   np.testing.assert_array_equal(bert.pooled[1], vectors(own[0], 5).pooled)
