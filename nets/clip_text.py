@@ -191,14 +191,16 @@ def network(directory: Path, dtype: DTypeLike = jnp.float32) -> TextTower:
     kind = config["model_type"]
     causal = kind.startswith("clip")
     alone = kind.endswith("_text_model")
-    own = config if alone else config.get("text_config", {})
+    own = config if alone else hf.part(config, "text")
     own = DEFAULTS["clip_text_model" if causal else "siglip_text_model"] | own
     if causal:
-      out = own["projection_dim"] if alone else config["projection_dim"]
+      out = own["projection_dim"] if alone else config.get("projection_dim", 512)
       if alone and "CLIPTextModelWithProjection" not in config.get("architectures", []):
         out = 0
+      # 2 stands in old files for the true one, which is the largest.
+      eos = -1 if own["eos_token_id"] == 2 else own["eos_token_id"]
     else:
-      out = own.get("projection_size", own["hidden_size"])
+      out, eos = own.get("projection_size", own["hidden_size"]), -1
     return TextTower(
       vocab_size=own["vocab_size"],
       length=own["max_position_embeddings"],
@@ -209,8 +211,7 @@ def network(directory: Path, dtype: DTypeLike = jnp.float32) -> TextTower:
       act=hf.activation(file, own["hidden_act"]),
       eps=own["layer_norm_eps"],
       causal=causal,
-      # 2 stands in old files for the true one, which is the largest.
-      eos=-1 if own.get("eos_token_id") == 2 else own.get("eos_token_id", -1),
+      eos=eos,
       out=out,
       out_bias=not causal,
       dtype=dtype,

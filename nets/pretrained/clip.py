@@ -104,7 +104,7 @@ def image_tower(directory: Path) -> clip_image.ImageTower:
     kind = config["model_type"]
     if kind not in DEFAULTS:
       raise ValueError(f"model_type is {kind!r}")
-    own = DEFAULTS[kind] | config.get("vision_config", {})
+    own = DEFAULTS[kind] | hf.part(config, "vision")
     if not own.get("vision_use_head", True):
       raise ValueError("an image tower without its head is not built here")
     return clip_image.ImageTower(

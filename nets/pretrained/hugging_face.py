@@ -76,6 +76,15 @@ def describing(file: Path, name: str) -> Iterator[None]:
     ) from e
 
 
+def part(config: dict[str, Any], name: str) -> dict[str, Any]:
+  """The settings of a tower, text or vision, in the config.json of CLIP or SigLIP.
+
+  Some files have them twice; then those in NAME_config_dict count.
+  """
+  found = config.get(f"{name}_config_dict")
+  return config.get(f"{name}_config") or {} if found is None else found
+
+
 class Tensors(NamedTuple):
   """Tensors by name.
 

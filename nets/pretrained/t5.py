@@ -161,7 +161,9 @@ def network(directory: Path, dtype: DTypeLike = jnp.float32) -> T5Encoder:
   file = directory / "config.json"
   config = hf.read_json(file)
   with hf.describing(file, "T5"):
-    kind = config["feed_forward_proj"]
+    # T5's first files do not say it.
+    usual = "relu" if config["model_type"] == "t5" else "gated-gelu"
+    kind = config.get("feed_forward_proj", usual)
     gated, act = kind.startswith("gated-"), kind.removeprefix("gated-")
     # What T5 1.1 calls gelu is its approximation by tanh.
     act = "gelu_new" if kind == "gated-gelu" else act
@@ -175,9 +177,9 @@ def network(directory: Path, dtype: DTypeLike = jnp.float32) -> T5Encoder:
       act=hf.activation(file, act),
       gated=gated,
       own_bias=config["model_type"] == "umt5",
-      buckets=config["relative_attention_num_buckets"],
+      buckets=config.get("relative_attention_num_buckets", 32),
       far=config.get("relative_attention_max_distance", 128),
-      eps=config["layer_norm_epsilon"],
+      eps=config.get("layer_norm_epsilon", 1e-6),
       dtype=dtype,
     )
 

@@ -10,6 +10,7 @@ import torch
 import torchvision
 import transformers
 
+from nets import clip_text
 from nets.pretrained import clip
 from nets.pretrained.resize import resize
 from text import contrastive
@@ -93,13 +94,29 @@ def test_what_config_json_leaves_out(tmp_path, kind) -> None:
   made = {"clip": transformers.CLIPConfig, "siglip": transformers.SiglipConfig}[kind]
   config = made(text_config={}, vision_config={}).to_dict()
   bare = {"model_type": kind, "text_config": {}, "vision_config": {}}
-  if kind == "clip":
-    bare["projection_dim"] = config["projection_dim"]
   towers = []
   for content in (config, bare):
     (tmp_path / "config.json").write_text(json.dumps(content), encoding="utf-8")
-    towers.append(clip.image_tower(tmp_path))
+    towers.append((clip.image_tower(tmp_path), clip_text.network(tmp_path)))
   assert towers[0] == towers[1]
+
+
+def test_settings_that_are_there_twice(tmp_path) -> None:
+  """As in files of OpenCLIP's time: those with `dict` in their name count."""
+  content = {
+    "model_type": "clip",
+    "text_config": {"hidden_size": 8, "num_hidden_layers": 2},
+    "text_config_dict": {"hidden_size": 16, "hidden_act": "gelu"},
+    "vision_config": {"hidden_size": 24},
+    "vision_config_dict": None,
+  }
+  (tmp_path / "config.json").write_text(json.dumps(content), encoding="utf-8")
+  want = transformers.CLIPConfig.from_pretrained(tmp_path)
+  text, image = clip_text.network(tmp_path), clip.image_tower(tmp_path)
+  own = want.text_config
+  sizes = (own.hidden_size, own.num_hidden_layers, own.hidden_act)
+  assert (text.dim, text.depth, text.act) == sizes
+  assert image.dim == want.vision_config.hidden_size
 
 
 def test_preprocessing(tmp_path) -> None:

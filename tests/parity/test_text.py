@@ -1,5 +1,7 @@
 """Text encoders against transformers' own, with random weights they share."""
 
+import json
+
 import emoji
 import jax
 import numpy as np
@@ -149,13 +151,15 @@ def test_xlm_r(tmp_path) -> None:
   close(pooled, want[:, 0])
 
 
-T5 = {
+SIZES_OF_T5 = {
   "vocab_size": 50,
   "d_model": 16,
   "d_kv": 5,
   "d_ff": 24,
   "num_layers": 3,
   "num_heads": 3,
+}
+T5 = SIZES_OF_T5 | {
   # So few that the far ones are used too.
   "relative_attention_num_buckets": 8,
   "relative_attention_max_distance": 7,
@@ -177,9 +181,22 @@ def test_t5(tmp_path, model, config, form) -> None:
   compared(random(getattr(transformers, model)(config)), tmp_path, t5)
 
 
+@pytest.mark.parametrize("kind", ["t5", "mt5", "umt5"])
+def test_what_config_json_of_t5_leaves_out(tmp_path, kind) -> None:
+  """As the first files of T5, which do not name their MLP."""
+  made = {"t5": "T5Config", "mt5": "MT5Config", "umt5": "UMT5Config"}[kind]
+  config = getattr(transformers, made)(**SIZES_OF_T5).to_dict()
+  networks = []
+  for content in (config, {"model_type": kind, **SIZES_OF_T5}):
+    (tmp_path / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    networks.append(t5.network(tmp_path))
+  assert networks[0] == networks[1]
+  assert networks[0].gated == (kind != "t5")
+
+
 def test_buckets_of_distances() -> None:
   theirs = transformers.models.t5.modeling_t5.T5Attention._relative_position_bucket
-  length = 300
+  length = 1200
   offset = torch.arange(length)[None] - torch.arange(length)[:, None]
   for count, far in ((32, 128), (8, 7), (32, 200)):
     want = theirs(offset, num_buckets=count, max_distance=far)
