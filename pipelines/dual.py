@@ -26,15 +26,13 @@ from text.cond import Cond
 
 # What numbers of weights that were trained here are called.
 OWN = "alignment score (project-trained)"
-# Directories by the names under which OpenAI, and LAION with OpenCLIP, published CLIP,
-# and how the sha256 of their weights begins, where that is known here.
+# By the sha256 of their model.safetensors, weights of CLIP as OpenAI published them, and
+# LAION with OpenCLIP. A name proves nothing: fine-tuned weights keep it.
 OFFICIAL = {
-  "clip-vit-base-patch32": "",
-  "clip-vit-base-patch16": "",
-  "clip-vit-large-patch14": "a2bf730a0c7debf160f7a6b50b3aaf37",
-  "clip-vit-large-patch14-336": "",
+  "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb": (
+    "clip-vit-large-patch14"
+  ),
 }
-OPENCLIP = "CLIP-ViT-"
 
 
 def load(path: str, parallel: ConfigDict, field: str = "eval.clip") -> Dual:
@@ -130,7 +128,7 @@ def published(directory: Path) -> Dual:
     return Cond(tokens=ids, mask=mask)
 
   return Dual(
-    name=called(directory, both.kind, sha256),
+    name=called(directory, sha256),
     origin={"clip": str(directory), "clip_sha256": sha256},
     size=both.image.size,
     params=both.params,
@@ -140,14 +138,11 @@ def published(directory: Path) -> Dual:
   )
 
 
-def called(directory: Path, kind: str, sha256: str) -> str:
+def called(directory: Path, sha256: str) -> str:
   """What a score by these weights may be called.
 
-  'CLIP score' is by a CLIP of OpenAI or OpenCLIP, told by the directory's name and,
-  where the hash of its weights is known here, by that.
+  'CLIP score' is by the weights in `OFFICIAL` alone.
   """
-  name = directory.resolve().name
-  own = name.startswith(OPENCLIP) or name in OFFICIAL
-  if kind == "clip" and own and sha256.startswith(OFFICIAL.get(name, "")):
-    return f"CLIP score ({name})"
-  return f"alignment score ({name})"
+  if sha256 in OFFICIAL:
+    return f"CLIP score ({OFFICIAL[sha256]})"
+  return f"alignment score ({directory.resolve().name})"
