@@ -11,10 +11,10 @@ from core import cli, parallel, snapshots
 from core.errors import UserError
 from core.train import Hook
 from core.train import train as run_training
-from core.workdir import open_workdir
+from core.workdir import check_workdir, open_workdir
 from data import source
 from eval.evaluate import Scorer, in_training, usual
-from pipelines import build, codecs, draw, stages, system, texts
+from pipelines import build, draw, stages, system, texts
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "configs/FILE.py[:variant]")
@@ -32,12 +32,12 @@ def train(config: ConfigDict, path: str) -> None:
   run = parallel.make(config.parallel)
   run.check_batch(config.data.batch_size, config.optim.microbatches)
   build.shapes(config, family)
+  check_workdir(path, config)
   load = functools.cache(functools.partial(source.load, config.data))
   data, held_out = load(config.data.train_split), load(config.data.eval_split)
   build.check_classes(config, data)
-  texts.check(config, load)
-  folder = Path(path) / "samples"
-  grid = draw.preview(config, family, run, lambda: held_out, folder)
+  texts.check(config, load, Path(path))
+  grid = draw.preview(config, family, run, lambda: held_out, Path(path) / "samples")
   metrics = tuple(config.eval.train_metrics) or in_training(config, family)
   scorer = Scorer(config, family, run, Path(path), metrics, load)
   workdir = open_workdir(path, config)
@@ -72,7 +72,7 @@ def score(config: ConfigDict, path: str) -> None:
 
 def prepare(config: ConfigDict, path: str) -> None:
   """Builds the data set, its texts and latents, ahead of time; needs no workdir."""
-  codecs.spec(config)  # refuses a codec that does not fit before the data are built
+  build.example_batch(config)  # refuses what does not fit before the data are built
   source.prepare(config.data)
   load = functools.cache(functools.partial(source.load, config.data))
   texts.prepare(config, load)

@@ -72,6 +72,14 @@ def open_workdir(path: str, config: ConfigDict) -> Path:
   return workdir
 
 
+def check_workdir(path: str, config: ConfigDict) -> None:
+  """Raises UserError if the run in the folder, if any, has another config."""
+  file = Path(path) / "config.json"
+  if file.exists():
+    new = json.loads(config.to_json_best_effort())
+    check_same(read_json(file), new, Path(path))
+
+
 def reopen_workdir(path: str, config: ConfigDict) -> Path:
   """The folder of a run that was trained with this config.
 

@@ -14,7 +14,7 @@ from core.errors import UserError
 from core.family import Family, Samples, State
 from core.parallel import Parallel
 from data.dataset import Dataset, words
-from pipelines import build, given, pictures, rerank, sample
+from pipelines import build, given, pictures, rerank, sample, texts
 
 
 def preview(
@@ -87,6 +87,7 @@ def request(
   rerank.check(config, edits=bool(images))
   prompts = sample.prompts_for(config, prompts, load)
   labels = sample.labels_for(config, prompts, load)
+  texts.report(config, [*prompts, config.sample.negative_prompt])
   choose = None
   if config.sample.rerank:
     named = prompts

@@ -26,8 +26,8 @@ from text.cond import Cond
 
 # What numbers of weights that were trained here are called.
 OWN = "alignment score (project-trained)"
-# By the sha256 of their model.safetensors, weights of CLIP as OpenAI published them, and
-# LAION with OpenCLIP. A name proves nothing: fine-tuned weights keep it.
+# By the sha256 of their model.safetensors, weights of CLIP as OpenAI published them,
+# and LAION with OpenCLIP. A name proves nothing: fine-tuned weights keep it.
 OFFICIAL = {
   "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb": (
     "clip-vit-large-patch14"

@@ -1,7 +1,7 @@
 """Captions under frozen encoders: prepared once, looked up, or encoded for a prompt."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -12,12 +12,15 @@ from core.log import say
 from core.workdir import read_json, write_atomic
 from data.source import Dataset
 from text import cache, frozen
+from text.bytes import spelled
 from text.cache import Texts
-from text.encoded import Encoded
+from text.encoded import Encoded, Measured
 from text.encoders import LookUp
 from text.tokens import clean
 
 Load = Callable[[str], Dataset]
+LOOKED_AT = 10_000  # captions, for a report
+PINNED = "text.json"
 
 
 def used(config: ConfigDict) -> bool:
@@ -36,10 +39,7 @@ def captions(config: ConfigDict, load: Load) -> Iterator[str]:
   )
   for split in dict.fromkeys(filter(None, splits)):
     data = load(split)
-    for i in range(len(data)):
-      own = data.captions(i)
-      for language in config.data.languages:
-        yield from own.get(language, ())
+    yield from spoken(config, data, range(len(data)))
 
 
 def prepare(config: ConfigDict, load: Load) -> None:
@@ -50,15 +50,71 @@ def prepare(config: ConfigDict, load: Load) -> None:
   """
   if used(config):
     wanted = list(captions(config, load))
+    report(config, wanted)
     for encoder in frozen.encoders(config.text):
       cache.prepare(encoder, wanted)
       say(f"{encoder.name}: the captions are in {cache.folder_of(encoder)}")
 
 
-def check(config: ConfigDict, load: Load) -> None:
-  """Raises UserError if the cache lacks what training reads."""
-  if not used(config):
+def report(config: ConfigDict, given: Iterable[str]) -> None:
+  """Says how many captions are cut, or hold what the encoder has no token for.
+
+  Of many it looks at every so many, LOOKED_AT at most.
+  """
+  every = [text for text in dict.fromkeys(map(clean, given)) if text]
+  every = every[:: -(-len(every) // LOOKED_AT) or 1]
+  if not every:
     return
+  if config.text.encoder == "bytes":
+    found = [Measured(len(spelled(text)), False) for text in every]
+    tell("bytes", config.text.max_tokens, every, found)
+  if used(config):
+    for one in dict.fromkeys(frozen.encoders(config.text)):
+      if found := one.measured(every):
+        tell(one.name, one.length, every, found)
+
+
+def tell(
+  name: str, length: int, texts: Sequence[str], found: Sequence[Measured]
+) -> None:
+  """Says what is wrong with texts for an encoder that reads `length` tokens of each."""
+  told = f"of {len(texts):,} texts looked at"
+  if long := [one.tokens for one in found if one.tokens > length]:
+    say(
+      f"{name}: {len(long):,} {told} have more than {length} tokens, the longest"
+      f" {max(long):,}, and the rest is not read (text.max_tokens, or the encoder's own"
+      " limit)"
+    )
+  strange = [text for text, one in zip(texts, found, strict=True) if one.unknown]
+  if strange:
+    say(
+      f"{name}: {len(strange):,} {told} hold what its tokenizer does not know, such as"
+      f" {strange[0][:60]!r}"
+    )
+
+
+def spoken(config: ConfigDict, data: Dataset, rows: Iterable[int]) -> Iterator[str]:
+  """The captions of some examples in the languages of a config."""
+  for i in rows:
+    own = data.captions(i)
+    for language in config.data.languages:
+      yield from own.get(language, ())
+
+
+def check(config: ConfigDict, load: Load, workdir: Path) -> None:
+  """Says which captions are cut by a trained encoder.
+
+  Raises:
+    UserError: the cache of frozen ones lacks what training reads, or they are others
+      than those of the run in `workdir`.
+  """
+  if not used(config):
+    if config.text.encoder == "bytes":
+      data = load(config.data.train_split)
+      some = range(0, len(data), -(-len(data) // LOOKED_AT))
+      report(config, spoken(config, data, some))
+    return
+  check_pinned(config, workdir)
   wanted = list(captions(config, load))
   for texts in known(config):
     if missing := texts.missing(wanted):
@@ -137,15 +193,21 @@ def pin(config: ConfigDict, workdir: Path) -> None:
   """
   if not used(config):
     return
-  own = {encoder.name: encoder.key for encoder in frozen.encoders(config.text)}
-  file = workdir / "text.json"
-  if file.exists():
-    theirs = read_json(file)
-    for name, key in own.items():
-      if theirs.get(name) != key:
-        raise UserError(
-          f"the encoder {name} in text.frozen has other weights or another tokenizer"
-          f" than when {workdir} began; put them back, or give another --workdir."
-        )
-  elif jax.process_index() == 0:
+  check_pinned(config, workdir)
+  file = workdir / PINNED
+  if not file.exists() and jax.process_index() == 0:
+    own = {encoder.name: encoder.key for encoder in frozen.encoders(config.text)}
     write_atomic(file, json.dumps(own, indent=2) + "\n")
+
+
+def check_pinned(config: ConfigDict, workdir: Path) -> None:
+  """Raises UserError if `text.json` has other weights, or another tokenizer."""
+  file = workdir / PINNED
+  theirs = read_json(file) if file.exists() else {}
+  for encoder in frozen.encoders(config.text):
+    if theirs and theirs.get(encoder.name) != encoder.key:
+      raise UserError(
+        f"the encoder {encoder.name} in text.frozen has other weights or another"
+        f" tokenizer than when {workdir} began; put them back, or give another"
+        " --workdir."
+      )

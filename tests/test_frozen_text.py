@@ -249,7 +249,7 @@ def test_shards_name_the_file_of_a_tensor(place, tmp_path):
     ("config.json", '{"model_type": "gpt2"}', "model_type.*'gpt2' is unknown"),
     ("config.json", '{"model_type": "bert"}', "cannot be read as a configuration of"),
     ("config.json", "[]", "holds no object"),
-    ("config.json", None, "config.json cannot be opened"),
+    ("config.json", None, "config.json cannot be opened: .*; copy it from where"),
     ("tokenizer.json", None, "tokenizer.json is missing: copy it"),
     ("tokenizer.json", "{}", "tokenizer.json is damaged"),
     ("model.safetensors", None, "has no model.safetensors and no"),

@@ -51,6 +51,7 @@ def refused(argv: list[str], *words: str, devices: int = 1) -> None:
       ],
       ["no run in data.codec=/none"],
     ),
+    (["--mode=prepare", "--config.text.encoder=frosen"], ["did you mean 'frozen'"]),
   ],
 )
 def test_flags_and_fields(tmp_path: Path, flags: list[str], words: list[str]) -> None:

@@ -145,16 +145,16 @@ def test_without_a_cache_training_is_refused(place):
   c = config(place)
   sentence = r"lacks .* more captions .* run the same command with --mode=prepare first"
   with pytest.raises(UserError, match=sentence):
-    texts.check(c, load(c))
+    texts.check(c, load(c), Path("none"))
   texts.prepare(c, load(c))
-  texts.check(c, load(c))
+  texts.check(c, load(c), Path("none"))
   # What was kept of other captions, lengths, weights or tokenizers is not enough.
   c.sample.prompts = ("another",)
   with pytest.raises(UserError, match="lacks 'another' under these"):
-    texts.check(c, load(c))
+    texts.check(c, load(c), Path("none"))
   c.sample.prompts, c.text.max_tokens = (), 9
   with pytest.raises(UserError, match=sentence):
-    texts.check(c, load(c))
+    texts.check(c, load(c), Path("none"))
 
 
 def test_a_cache_of_other_weights_is_stale(place, tmp_path):
@@ -163,10 +163,28 @@ def test_a_cache_of_other_weights_is_stale(place, tmp_path):
   other = tiny.directory(tmp_path / "bert", tiny.BERT, seed=1)
   c.text.frozen = (str(other), c.text.frozen[1])
   with pytest.raises(UserError, match="more captions under these weights"):
-    texts.check(c, load(c))
+    texts.check(c, load(c), Path("none"))
   look_up = texts.cached(c)
   with pytest.raises(UserError, match="--mode=prepare"):
     look_up("colour 1")
+
+
+def test_what_is_cut_or_unknown_is_said(place, capsys):
+  c = config(place, **{"text.max_tokens": 5})
+  texts.report(c, ["red", "red", "", "a red colour", "\u0639\u0644\u0649"])
+  cut = "1 of 3 texts looked at have more than 5 tokens, the longest 12, and"
+  strange = "1 of 3 texts looked at hold what its tokenizer does not know, such as"
+  bert, t5 = c.text.frozen
+  said = capsys.readouterr().err.splitlines()
+  assert [line.split(": ")[0] for line in said] == [bert, bert, t5, t5]
+  assert [cut in line for line in said] == [True, False] * 2
+  assert [strange in line for line in said] == [False, True] * 2
+  c.text.encoder = "bytes"
+  texts.check(c, load(c), place)
+  assert "bytes: 42 of 42 texts looked at have more than 5" in capsys.readouterr().err
+  c.text.max_tokens = 64
+  texts.check(c, load(c), place)
+  assert "texts looked at" not in capsys.readouterr().err
 
 
 def test_a_damaged_set_is_refused(place, home):
@@ -200,6 +218,9 @@ def test_the_weights_of_encoders_are_pinned(place, tmp_path):
   (tmp_path / "text.json").write_text(json.dumps({c.text.frozen[0]: "another"}))
   with pytest.raises(UserError, match="has other weights or another tokenizer than"):
     build.pin(c, tmp_path)
+  # Before the cache is asked for: to prepare it would be in vain.
+  with pytest.raises(UserError, match="has other weights or another tokenizer than"):
+    texts.check(c, load(c), tmp_path)
 
 
 def test_a_run_reads_the_cache_and_prompts_are_encoded(place, tmp_path, monkeypatch):

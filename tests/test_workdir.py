@@ -12,7 +12,13 @@ from core.checkpoint import Checkpoints, abstract_like
 from core.errors import UserError
 from core.family import Watch
 from core.log import Log
-from core.workdir import open_workdir, reopen_workdir, write_atomic, written
+from core.workdir import (
+  check_workdir,
+  open_workdir,
+  reopen_workdir,
+  write_atomic,
+  written,
+)
 from tests.runs import load_config
 
 CONFIG = load_config("configs/quickstart.py")
@@ -46,6 +52,17 @@ def test_the_same_folder_of_pictures_by_another_spelling(tmp_path: Path) -> None
   config.data.path = "others"
   with pytest.raises(UserError, match=r"data\.path"):
     open_workdir(str(tmp_path), config)
+
+
+def test_another_config_is_refused_before_the_data_are_read(tmp_path: Path) -> None:
+  config = load_config("configs/quickstart.py")
+  check_workdir(str(tmp_path / "new"), config)
+  open_workdir(str(tmp_path / "run"), config)
+  check_workdir(str(tmp_path / "run"), config)
+  config.text.max_tokens = 12
+  with pytest.raises(UserError, match="text.max_tokens: 16 there, 12 given"):
+    check_workdir(str(tmp_path / "run"), config)
+  assert not (tmp_path / "new").exists()
 
 
 def test_how_often_a_bound_draws_may_change(tmp_path: Path) -> None:

@@ -16,8 +16,13 @@ def tokenize(
   Letter case, outer spaces and the Unicode form (it is made NFC) carry no meaning
   in a caption. Half of a character (a surrogate) becomes a question mark.
   """
-  text = unicodedata.normalize("NFC", caption.strip().lower())
-  raw = text.encode("utf-8", "replace")[:max_tokens]
+  raw = spelled(caption)[:max_tokens]
   tokens = np.zeros(max_tokens, np.int32)
   tokens[: len(raw)] = np.frombuffer(raw, np.uint8).astype(np.int32) + 1
   return tokens, tokens > 0
+
+
+def spelled(caption: str) -> bytes:
+  """What `tokenize` reads of a caption, whole."""
+  text = unicodedata.normalize("NFC", caption.strip().lower())
+  return text.encode("utf-8", "replace")

@@ -15,6 +15,18 @@ class Encoded(NamedTuple):
   pooled: Float[np.ndarray, " e"]
 
 
+class Measured(NamedTuple):
+  """How a tokenizer reads a caption.
+
+  Attributes:
+    tokens: how many it has before it is cut.
+    unknown: whether a part of it has no token of its own.
+  """
+
+  tokens: int
+  unknown: bool
+
+
 Encode = Callable[[Sequence[str]], list[Encoded]]
 
 
@@ -42,3 +54,7 @@ class Frozen(abc.ABC):
   @abc.abstractmethod
   def load(self) -> Encode:
     """captions -> their vectors; holds the weights for as long as it lives."""
+
+  def measured(self, captions: Sequence[str]) -> list[Measured] | None:
+    """How each caption is read; None where the tokenizer cannot be asked."""
+    return None

@@ -53,7 +53,7 @@ def _open(name: str, max_tokens: int, dtype: str, padded: bool) -> Frozen:
     directory = weights.packaged(*PACKAGED[name]).parent
   else:
     directory = Path(name).expanduser()
-    if not directory.is_dir():
+    if not name or not directory.is_dir():
       raise UserError(
         f"text.frozen names {name!r}, which is no directory; give one with config.json,"
         f" tokenizer.json and model.safetensors, or one of {', '.join(KNOWN)}."

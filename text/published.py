@@ -19,7 +19,7 @@ from nets import clip_text
 from nets.pretrained import bert, t5
 from nets.pretrained import hugging_face as hf
 from text import tokens
-from text.encoded import Encode, Encoded, Frozen
+from text.encoded import Encode, Encoded, Frozen, Measured
 
 # Of what is computed here and in the networks: raise it with any change of vectors.
 VERSION = 1
@@ -90,6 +90,10 @@ class HuggingFace(Frozen):
       *(["padded"] if self._asked else []),
     ]
     return hashlib.sha256(json.dumps(own).encode()).hexdigest()
+
+  def measured(self, captions: Sequence[str]) -> list[Measured]:
+    """See `Frozen`."""
+    return tokens.measure(self._directory, captions)
 
   def load(self) -> Encode:
     """See `Frozen`; on all devices of this host.

@@ -1,5 +1,6 @@
 """Captions to the token ids that a published encoder was trained with."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from jaxtyping import Int
 
 from core.errors import UserError
 from nets.pretrained import hugging_face as hf
+from text.encoded import Measured
 
 FILE = "tokenizer.json"
 CLIP = ("vocab.json", "merges.txt")
@@ -90,6 +92,33 @@ def load(
     return [np.asarray(one.ids, np.int32) for one in found]
 
   return tokenize
+
+
+def measure(directory: Path, captions: Sequence[str]) -> list[Measured]:
+  """How the tokenizer of a directory reads captions.
+
+  Raises:
+    UserError: as `opened`.
+  """
+  tokenizer = opened(directory)
+  tokenizer.no_padding()
+  tokenizer.no_truncation()
+  model = json.loads(tokenizer.to_str())["model"]
+  unknown = model.get("unk_id")
+  if unknown is None:
+    unknown = tokenizer.token_to_id(model.get("unk_token") or "")
+  found = tokenizer.encode_batch([clean(caption) for caption in captions])
+  return [
+    Measured(
+      len(one.ids),
+      # Marks of start and end may have the same number.
+      any(
+        i == unknown and not mark
+        for i, mark in zip(one.ids, one.special_tokens_mask, strict=True)
+      ),
+    )
+    for one in found
+  ]
 
 
 def padding(directory: Path) -> int:

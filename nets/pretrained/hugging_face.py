@@ -53,7 +53,10 @@ def read_json(file: Path) -> dict[str, Any]:
   try:
     found = json.loads(file.read_text(encoding="utf-8"))
   except OSError as e:
-    raise UserError(f"{file} cannot be opened: {e.strerror or e}.") from e
+    raise UserError(
+      f"{file} cannot be opened: {e.strerror or e}; copy it from where the weights are"
+      " from, or name another directory."
+    ) from e
   except ValueError as e:
     raise UserError(f"{file} is damaged ({e}); download it again.") from e
   if not isinstance(found, dict):
