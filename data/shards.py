@@ -136,7 +136,8 @@ class Shards:
       more = f" ({len(faults) - 1} more like this)" if len(faults) > 1 else ""
       if on_bad_image == "fail":
         raise UserError(
-          f"{faults[0]}{more}: mend the shard, or set data.on_bad_image to 'skip'."
+          f"{faults[0]}{more}: mend the shard, or leave the sample out, as python -m"
+          " data.pairs does, and training with data.on_bad_image='skip'."
         )
       say(f"{faults[0]}{more}; skipped")
     self._places = np.concatenate([own.places for own in indices])

@@ -78,13 +78,14 @@ def colour(pixels: UInt8[np.ndarray, "h w c"]) -> Picture:
   return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
 
 
-def open_images(path: str) -> ImageSet:
+def open_images(path: str, on_bad_text: str = "fail") -> ImageSet:
   """All images under a folder, in the order of their names, or in shards or an archive.
 
   Shards are those of `data/shards.py`, right in the folder. In an archive, the array
   `images` (or else `arr_0`) holds uint8 [n, h, w, 1 or 3]; `samples/samples.npz` of a
   run is one. Pictures in files are turned upright and laid on white, which other tools
-  do not do.
+  do not do. With `on_bad_text` 'skip', samples of shards whose captions are damaged,
+  and all from where a shard is torn, are left out.
 
   Raises:
     UserError: there is nothing there, or something else.
@@ -99,7 +100,7 @@ def open_images(path: str) -> ImageSet:
   if not place.is_dir():
     raise UserError(f"{place} is neither a folder of images nor an .npz archive.")
   if shards.find(place):
-    return of_shards(place)
+    return of_shards(place, on_bad_text)
   files = find(place)
   if not files:
     raise UserError(f"no images under {place}: put {', '.join(SUFFIXES)} files there.")
@@ -119,15 +120,17 @@ def open_images(path: str) -> ImageSet:
   return ImageSet(str(place), len(files), read, tuple(files), files.__getitem__)
 
 
-def of_shards(folder: Path) -> ImageSet:
+def of_shards(folder: Path, on_bad_text: str) -> ImageSet:
   """The pictures in a folder of shards."""
-  found = shards.Shards(folder, "fail")
+  found = shards.Shards(folder, on_bad_text)
 
   def read(i: int) -> Picture:
     try:
       return np.asarray(images.decode(found.picture(i)).convert("RGB"))
     except images.Unreadable as error:
-      raise UserError(f"{found.where(i)} cannot be read ({error}).") from error
+      raise UserError(
+        f"{found.where(i)} cannot be read ({error}); mend the shard."
+      ) from error
 
   return ImageSet(str(folder), len(found), read, called=found.where)
 

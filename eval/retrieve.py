@@ -28,7 +28,7 @@ from core.log import say
 from core.workdir import cache_folder, write_atomic
 from data import images, shards
 from data.folder import find
-from eval.images import ImageSet, open_images
+from eval.images import ImageSet, Picture, open_images
 from pipelines import contact, dual, pictures
 from pipelines.embed import Dual, Embedder
 
@@ -57,16 +57,19 @@ def run(argv: Sequence[str]) -> None:
   parallel.initialize()
   parallel.keep_freed_memory()
   settings = ConfigDict({"backend": "auto", "fsdp": 1})
+  if not all(text.strip() for text in flags.text):
+    raise UserError("a --text is empty; say what to look for.")
   encoder = dual.load(flags.clip, settings, "--clip")
   embedder = Embedder(encoder, parallel.make(settings), flags.batch_size)
-  collection, asked = open_images(flags.collection), given(flags.image)
-  vectors = embedded(flags.collection, collection, encoder, embedder)
+  collection, asked = open_images(flags.collection, "skip"), given(flags.image)
+  rows, vectors = embedded(flags.collection, collection, encoder, embedder)
   queries = []
   if flags.text:
     queries.append(embedder.texts(flags.text))
   if flags.image:
     queries.append(embedder.images(asked))
   hits = nearest(np.concatenate(queries), vectors, flags.k)
+  hits = hits._replace(places=rows[hits.places])
   if jax.process_index() == 0:
     write(flags, encoder, collection, asked, hits)
 
@@ -124,13 +127,14 @@ def nearest(
 
 def embedded(
   path: str, collection: ImageSet, encoder: Dual, embedder: Embedder
-) -> Vectors:
-  """The vectors of a collection, as they were kept for these files and weights, or new.
+) -> tuple[Int[np.ndarray, " n"], Vectors]:
+  """The pictures of a collection that can be read, and their vectors.
 
-  One .npz in TAOLU_CACHE (or ~/.cache/taolu)/collections.
+  As they were kept for these files and weights, or new: one .npz in TAOLU_CACHE (or
+  ~/.cache/taolu)/collections.
 
   Raises:
-    UserError: a picture can't be read.
+    UserError: no picture can be read.
   """
   told = {
     "version": VERSION,
@@ -144,22 +148,51 @@ def embedded(
   file = cache_folder() / "collections" / f"{key}.npz"
   found = None
   try:
-    kept = arrays.read(file, "vectors", "provenance")
+    kept = arrays.read(file, "rows", "vectors", "provenance")
     if str(kept["provenance"]) == provenance:
-      found = kept["vectors"]
+      found = kept["rows"], kept["vectors"]
   except (OSError, KeyError, arrays.Damaged):
     pass
   # All processes compute, or none: some may have no file.
   if np.all(multihost_utils.process_allgather(np.asarray(found is not None))):
     return found
   say(f"embedding {collection.length:,} pictures of {collection.name} (once)")
-  found = embedder.images(collection)
+  whole, faults = tolerant(collection)
+  vectors = embedder.images(whole)
+  bad = np.isin(np.arange(len(vectors)), list(faults))
+  bad = multihost_utils.process_allgather(bad).reshape(-1, len(bad)).any(axis=0)
+  if bad.any():
+    why = min(faults.items(), default=(0, "another process says why"))[1]
+    told = f"{bad.sum():,} of {len(bad):,} pictures are left out: {why}"
+    if bad.all():
+      raise UserError(told)
+    say(told)
+  rows = np.flatnonzero(~bad)
+  found = rows, vectors[rows]
   if jax.process_index() == 0:
     try:
-      arrays.write(file, compress=False, vectors=found, provenance=provenance)
+      kept = {"rows": rows, "vectors": found[1], "provenance": provenance}
+      arrays.write(file, compress=False, **kept)
     except UserError:
       say(f"could not keep vectors in {file.parent}; set TAOLU_CACHE to another place")
   return found
+
+
+def tolerant(collection: ImageSet) -> tuple[ImageSet, dict[int, str]]:
+  """A blank picture in the place of each that can't be read, and what is wrong there.
+
+  The latter is filled while pictures are read.
+  """
+  faults: dict[int, str] = {}
+
+  def read(i: int) -> Picture:
+    try:
+      return collection.read(i)
+    except UserError as error:
+      faults[i] = str(error)
+      return np.zeros((1, 1, 3), np.uint8)
+
+  return collection._replace(read=read), faults
 
 
 def stamp(place: Path) -> str:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from core import parallel, tool
+from core.errors import UserError
 from eval import images, retrieve
 from pipelines import contact, dual
 from pipelines.embed import Dual, Embedder
@@ -114,6 +115,24 @@ def test_a_folder_of_shards_is_a_collection(collection, tmp_path):
   assert (opened.length, opened.read(4).shape) == (5, (8, 8, 3))
 
 
+def test_what_cannot_be_read_is_left_out(collection, tmp_path, capsys):
+  (collection / "0.png").write_bytes(b"no picture")
+  for again in (False, True):
+    told, _ = found(tmp_path, collection, "--text=75", "--k=9")
+    assert [hit["index"] for hit in told["queries"][0]["hits"]] == [3, 4, 1, 2]
+    left = "1 of 5 pictures are left out: " + str(collection / "0.png")
+    assert (left in capsys.readouterr().err) != again
+  folder = tmp_path / "shards"
+  bad = sample(encoded((70,) * 3)) | {"txt": b"caf\xe9"}
+  write_shard(folder / "00000.tar", [bad, sample(encoded((80,) * 3), "80")])
+  told, _ = found(tmp_path, folder, "--text=75", "--k=9")
+  assert len(told["queries"][0]["hits"]) == 1
+  for file in collection.iterdir():
+    file.write_bytes(b"no picture")
+  with pytest.raises(UserError, match="5 of 5 pictures are left out"):
+    found(tmp_path, collection, "--text=75")
+
+
 def test_nearest_is_the_whole_order_of_random_vectors():
   draw = np.random.default_rng(0)
   queries, vectors = draw.normal(size=(3, 8)), draw.normal(size=(50, 8))
@@ -133,6 +152,7 @@ def test_nearest_is_the_whole_order_of_random_vectors():
   [
     (("--k=0", "--text=1"), "--k must be 1 or more"),
     ((), "at least one --text or --image"),
+    (("--text=",), "a --text is empty"),
     (("--image=none.png",), "--image=none.png cannot be read"),
     (("--txt=1",), "unrecognized arguments: --txt=1"),
   ],
