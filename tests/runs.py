@@ -13,7 +13,11 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from core.family import Batch
+from core import parallel
+from core.family import Batch, State
+from core.train import train
+from core.workdir import open_workdir
+from data import source
 from pipelines import build
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +43,25 @@ def variants(file: str) -> list[str]:
   with pytest.raises(ValueError, match="known: ") as refusal:
     load_config(file, "?")
   return ["", *str(refusal.value).split("known: ")[1].split(", ")]
+
+
+def on(folder: Path, file: str, **fields: object) -> ConfigDict:
+  """A small config for one device, that trains on a `picture_folder`."""
+  config = load_config(file)
+  config.data.name, config.data.path = "folder", str(folder)
+  config.data.match, config.data.eval_split = "", "train"
+  config.data.languages, config.parallel.backend = ("en",), "jit"
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+def started(config: ConfigDict, workdir: Path) -> State:
+  """The state of a run before its first step, which is in `workdir` afterwards."""
+  config.train.steps = 0
+  own = build.teacher(config, workdir) if "distil" in config else {}
+  family, devices = build.family(config, **own), parallel.make(config.parallel)
+  stream = build.train_stream(config, source.load(config.data, "train"))
+  return train(config, family, devices, stream, open_workdir(str(workdir), config))
 
 
 def random_batch(config: ConfigDict, step: int = 0) -> Batch:

@@ -14,33 +14,12 @@ from PIL import Image
 from core import parallel
 from core.errors import UserError
 from core.family import Codec, Given, Samples, Spec, sample_keys
-from core.train import train
 from core.workdir import open_workdir
 from data import source
 from data.source import Dataset
 from pipelines import build, codecs, draw, given, sample
 from pipelines.opened import Opened
-from tests.runs import load_config, picture_folder
-
-
-def on(folder: Path, file: str, **fields: object) -> ConfigDict:
-  config = load_config(file)
-  config.data.name, config.data.path = "folder", str(folder)
-  config.data.match, config.data.eval_split = "", "train"
-  config.data.languages = ("en",)
-  config.parallel.backend = "jit"
-  config.update_from_flattened_dict(fields)
-  return config
-
-
-def started(config: ConfigDict, workdir: Path) -> Path:
-  """The workdir of a run that was not trained."""
-  config.train.steps = 0
-  family, run = build.family(config), parallel.make(config.parallel)
-  pixels = source.load(config.data, "train")
-  stream = build.train_stream(config, pixels)
-  train(config, family, run, stream, open_workdir(str(workdir), config))
-  return workdir
+from tests.runs import on, picture_folder, started
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +101,8 @@ def test_a_prior_over_the_latents_of_a_vae(place, tmp_path):
   """Another family over them, in place of the VAE's own N(0, I)."""
   fields = {"vae.latent_dim": 0, "text.drop": 0.1}
   vae = on(place / "pictures", "configs/vae/vae.py", **fields)
-  config = generator(place, **{"data.codec": str(started(vae, tmp_path / "vae"))})
+  started(vae, tmp_path / "vae")
+  config = generator(place, **{"data.codec": str(tmp_path / "vae")})
   family, run = build.family(config), parallel.make(config.parallel)
   batch = next(build.train_stream(config, source.load(config.data, "train"))(0))
   state = run.init(family.init, jax.random.key(0), batch)

@@ -8,16 +8,14 @@ import numpy as np
 import pytest
 
 from core import family as families
-from core import noise, parallel
+from core import noise
 from core.errors import UserError
 from core.family import Denoiser, Spec
-from core.train import train
 from core.workdir import open_workdir
-from data import source
 from gan import distil
 from pipelines import build
 from tests import test_gan_step as players
-from tests.runs import load_config, picture_folder, random_batch
+from tests.runs import load_config, on, picture_folder, random_batch, started
 from text.cond import Cond
 
 KEY = jax.random.key(3)
@@ -158,22 +156,6 @@ def test_draws_by_hand(monkeypatch, steps, levels):
   np.testing.assert_allclose(samples.frames, film, atol=2e-4)
   np.testing.assert_array_equal(samples.images, samples.frames[-1])
   assert (np.asarray(samples.nfe) == steps).all()
-
-
-def on(folder, file):
-  config = load_config(file)
-  config.data.name, config.data.path = "folder", str(folder)
-  config.data.eval_split = "train"
-  config.train.steps, config.parallel.backend = 0, "jit"
-  return config
-
-
-def started(config, workdir):
-  """The state of a run before its first step."""
-  own = build.teacher(config, workdir) if "distil" in config else {}
-  family, run = build.family(config, **own), parallel.make(config.parallel)
-  stream = build.train_stream(config, source.load(config.data, "train"))
-  return train(config, family, run, stream, open_workdir(str(workdir), config))
 
 
 def test_a_student_starts_as_its_teacher_and_outlives_it(tmp_path):

@@ -11,37 +11,23 @@ from ml_collections import ConfigDict
 from core import parallel
 from core.errors import UserError
 from core.family import Codec, Samples, Spec, State, sample_keys
-from core.train import train
-from core.workdir import open_workdir
 from data import source
 from data.batches import batch_at
 from eval import vectors
 from pipelines import build, draw, pictures, system
 from pipelines.opened import Opened, chained
-from tests.runs import load_config, picture_folder
+from tests.runs import load_config, on, picture_folder, started
 from tests.test_systems import drawing, state
 from text import encoders
 from text.cond import Cond
-
-
-def on(folder: Path, file: str, **fields: object) -> ConfigDict:
-  config = load_config(file)
-  config.data.name, config.data.path = "folder", str(folder)
-  config.data.match, config.data.eval_split = "", "train"
-  config.data.languages, config.parallel.backend = ("en",), "jit"
-  config.update_from_flattened_dict(fields)
-  return config
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
   """A folder of pictures, and the run of a dual encoder of them."""
   place = tmp_path_factory.mktemp("embeddings")
-  config = on(picture_folder(place / "pictures"), "configs/text/clip.py")
-  config.train.steps = 0
-  family, run = build.family(config), parallel.make(config.parallel)
-  stream = build.train_stream(config, source.load(config.data, "train"))
-  train(config, family, run, stream, open_workdir(str(place / "clip"), config))
+  folder = picture_folder(place / "pictures")
+  started(on(folder, "configs/text/clip.py"), place / "clip")
   return place
 
 
