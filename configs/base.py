@@ -35,7 +35,9 @@ def get_config() -> ConfigDict:
 
   c.text = ConfigDict()
   c.text.encoder = "bytes"  # bytes, label, frozen or none
-  c.text.max_tokens = 64  # bytes of a caption, or tokens of frozen; the rest is cut
+  # Bytes of a caption, or tokens of frozen; the rest is cut. SigLIP, and CLIP as_is,
+  # read what they were trained on, whatever this says, and e5 what it can.
+  c.text.max_tokens = 64
   c.text.dim = 128  # width of the encoded condition
   c.text.depth = 2  # of the transformer over bytes
   c.text.heads = 4
@@ -48,7 +50,7 @@ def get_config() -> ConfigDict:
   c.text.frozen_output = ()
   # Share of each that is dropped in training on its own, besides drop; () for none.
   c.text.frozen_drop = ()
-  c.text.frozen_dtype = "float32"  # of their computation; or bfloat16
+  c.text.frozen_dtype = "float32"  # of their computation, but e5's; or bfloat16
   # Neither normalised nor mapped, and each text filled up to its full length, which is
   # read too: what the published weights of Stable Diffusion read.
   c.text.frozen_as_is = False
