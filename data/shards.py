@@ -54,23 +54,26 @@ def load(config: ConfigDict, split: str) -> Dataset:
   size, channels, skipped = config.size, config.channels, set()
 
   def read(i: int) -> Example:
-    row = int(rows[i])
-    try:
-      image = images.decode(shards.picture(row), size)
-      pixels = images.fit(image, size, channels, shards.where(row))
-    except (images.Unreadable, UserError) as error:
-      told = str(error)
-      if isinstance(error, images.Unreadable):
-        told = f"{shards.where(row)} cannot be read ({error})"
-      skipped.add(i)
-      if config.on_bad_image == "skip" and len(skipped) < len(rows):
-        say(f"{told.rstrip('.')}; skipped, {len(skipped)} so far")
-        return read((i + 1) % len(rows))
-      if isinstance(error, UserError):
-        raise
-      raise UserError(
-        f"{told}: mend the shard, or set data.on_bad_image to 'skip'."
-      ) from error
+    while True:
+      row = int(rows[i])
+      try:
+        image = images.decode(shards.picture(row), size)
+        pixels = images.fit(image, size, channels, shards.where(row))
+        break
+      except (images.Unreadable, UserError) as error:
+        told = str(error)
+        if isinstance(error, images.Unreadable):
+          told = f"{shards.where(row)} cannot be read ({error})"
+        skipped.add(i)
+        if config.on_bad_image == "skip" and len(skipped) < len(rows):
+          say(f"{told.rstrip('.')}; skipped, {len(skipped)} so far")
+          i = (i + 1) % len(rows)
+          continue
+        if isinstance(error, UserError):
+          raise
+        raise UserError(
+          f"{told}: mend the shard, or set data.on_bad_image to 'skip'."
+        ) from error
     return Example(pixels, shards.captions(row), -1)
 
   loaded = Dataset(

@@ -167,6 +167,13 @@ def test_bad_members_are_named_or_skipped(tmp_path, capsys):
     load(folder)
 
 
+def test_any_number_of_bad_pictures_in_a_row_is_skipped(tmp_path):
+  bad = sample(encoded(colour(0))[:40], "bad")
+  write_shard(tmp_path / "00000.tar", [bad] * 1100 + squares(0, 1))
+  loaded = load(tmp_path, on_bad_image="skip")
+  assert loaded[0].captions == {"en": ("colour 0",)}
+
+
 def test_a_torn_tar_gives_what_is_whole_when_skipped(tmp_path):
   file = write_shard(tmp_path / "shards" / "00000.tar", squares(0, 4))
   # Each sample is three members of a header and one block; of the last before the tear
