@@ -167,6 +167,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
   return folder
 
 
+@pytest.mark.parametrize("name", ["bert", "t5", "siglip"])
+def test_every_network_in_bfloat16_is_near(place, name):
+  whole, half = (
+    frozen.encoders(config(place / name, frozen_dtype=dtype))[0].load()(["red heart"])
+    for dtype in ("float32", "bfloat16")
+  )
+  for a, b in zip(whole[0], half[0], strict=True):
+    a, b = float32(a), float32(b)
+    assert np.abs(a - b).max() > 0  # it is another computation
+    assert np.linalg.norm(a - b) < 0.05 * np.linalg.norm(a)
+
+
 def changed(folder: Path, to: Path, change) -> Path:
   """A copy whose tensors are what `change` makes of them."""
   shutil.copytree(folder, to)
