@@ -51,7 +51,7 @@ class AlignmentScores:
     load: split -> its data.
 
   Raises:
-    UserError: as `check` and `dual.load`.
+    UserError: as `check`, `dual.load` and `retrieval.captions_of`.
   """
 
   def __init__(
@@ -71,16 +71,15 @@ class AlignmentScores:
     count = settings.num_images or len(reference)
     self._draw = Drawn(config, family, run, workdir, reference, count)
     self._reference = f"{reference.name}:{split}"
-    self._languages = tuple(data.languages)
     self._captions = retrieval.captions_of(
-      reference, self._languages, self._draw.places
+      reference, data.languages, self._draw.places, "clip"
     )
     held_out = load(data.eval_split)
     self._held_out = images.of_dataset(held_out, data.eval_split).first(
       settings.num_images
     )
     self._held_out_captions = retrieval.captions_of(
-      held_out, self._languages, range(self._held_out.length)
+      held_out, data.languages, range(self._held_out.length), "clip"
     )
     self._seen = seen_in_training(self._dual.data, data)
     self._real: dict[str, retrieval.Found] = {}

@@ -74,13 +74,23 @@ def by_language(
 
 
 def captions_of(
-  dataset: Dataset, languages: Sequence[str], rows: Sequence[int]
+  dataset: Dataset, languages: Sequence[str], rows: Sequence[int], metric: str
 ) -> dict[str, list[str]]:
-  """language -> the first caption in it of each of these examples; '' for none."""
-  return {
+  """language -> the first caption in it of each of these examples; '' for none.
+
+  Raises:
+    UserError: there is none at all, for the metric of this name.
+  """
+  found = {
     code: [choose(dataset.captions(i), (code,), 0, 0) for i in rows]
     for code in languages
   }
+  if not any(text for own in found.values() for text in own):
+    raise UserError(
+      f"{dataset.name} has no captions in data.languages={tuple(languages)}: leave the"
+      f" metric {metric!r} out."
+    )
+  return found
 
 
 def summary(found: Mapping[str, Found]) -> Record:
@@ -147,13 +157,9 @@ class RetrievalScores:
     self._count = min(config.eval.num_images or len(held_out), len(held_out))
     self._images = run.run(family.towers.images)
     self._texts = run.run(family.towers.texts)
-    languages = tuple(config.data.languages)
-    self._captions = captions_of(held_out, languages, range(self._count))
-    if not any(text for own in self._captions.values() for text in own):
-      raise UserError(
-        f"{held_out.name} has no captions in data.languages={languages}: leave the"
-        " metric 'retrieval' out."
-      )
+    self._captions = captions_of(
+      held_out, config.data.languages, range(self._count), "retrieval"
+    )
 
   def __call__(self, state: State) -> list[Record]:
     """The records."""

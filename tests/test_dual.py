@@ -244,10 +244,13 @@ def test_what_reranking_refuses(
     rerank.check(config, edits)
 
 
-def test_what_the_metric_refuses(config: ConfigDict) -> None:
+def test_what_the_metric_refuses(config: ConfigDict, tmp_path: Path) -> None:
   config.text.encoder = "none"
   with pytest.raises(UserError, match="without captions"):
     aligned.check(config)
+  config.text.encoder, config.data.languages = "label", ("fr",)
+  with pytest.raises(UserError, match=r"no captions in data.languages=.'fr'.*'clip'"):
+    scored(config, tmp_path, "clip", drawing(0.1))
   config.eval.clip = ""
   with pytest.raises(UserError, match="name in eval.clip"):
     aligned.check(config)
