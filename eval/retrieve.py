@@ -130,7 +130,7 @@ def embedded(
 ) -> tuple[Int[np.ndarray, " n"], Vectors]:
   """The pictures of a collection that can be read, and their vectors.
 
-  As they were kept for these files and weights, or new: one .npz in TAOLU_CACHE (or
+  As they were kept for these files and this encoder, or new: one .npz in TAOLU_CACHE (or
   ~/.cache/taolu)/collections.
 
   Raises:
@@ -141,6 +141,7 @@ def embedded(
     "collection": stamp(Path(path).expanduser()),
     "count": collection.length,
     "weights_sha256": sha256(encoder.params),
+    "settings": encoder.settings,
     "size": encoder.size,
   }
   provenance = json.dumps(told)

@@ -135,6 +135,7 @@ def published(directory: Path) -> Dual:
     embed_images=lambda params, x: both.images(params, channels(x, 3)),
     embed_texts=lambda params, cond: both.texts(params, cond.tokens, cond.mask),
     conditions=conditions,
+    settings=repr((both.image, both.mean, both.std)),
   )
 
 

@@ -27,6 +27,7 @@ class Dual(NamedTuple):
     embed_images: (params, pictures in [-1, 1] of any size) -> unit vectors [b, d].
     embed_texts: (params, raw conditions) -> unit vectors [b, d].
     conditions: captions -> raw conditions, in numpy.
+    settings: what the vectors depend on besides the weights, where that may change.
     data: what it was trained on, `config.data` of its run; None where unknown.
   """
 
@@ -37,6 +38,7 @@ class Dual(NamedTuple):
   embed_images: Callable[[PyTree, Array], Float[Array, "b d"]]
   embed_texts: Callable[[PyTree, Cond], Float[Array, "b d"]]
   conditions: Callable[[Sequence[str]], Cond]
+  settings: str = ""
   data: ConfigDict | None = None
 
 

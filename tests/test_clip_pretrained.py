@@ -155,6 +155,10 @@ def test_it_judges_as_a_trained_one_does(tmp_path: Path, kind: str) -> None:
   want = out / np.linalg.norm(out, axis=1, keepdims=True)
   np.testing.assert_allclose(embed.images(images.of_array("x", x)), want, atol=1e-5)
   assert judge.name == "alignment score (clip-vit-base-patch16)"
+  other = folder / "preprocessor_config.json"
+  other.write_text('{"image_mean": [0.1, 0.2, 0.3]}', encoding="utf-8")
+  again = dual.load(str(folder), load_config("configs/text/clip.py").parallel)
+  assert again.settings != judge.settings
   (folder / "tokenizer.json").unlink()
   with pytest.raises(UserError, match="tokenizer.json is missing"):
     dual.load(str(folder), load_config("configs/text/clip.py").parallel)

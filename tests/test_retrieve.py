@@ -97,6 +97,13 @@ def test_a_collection_is_embedded_once_for_its_weights(
     patched.setattr(dual, "load", lambda path, parallel, field: turned)
     told, _ = found(tmp_path, collection, "--text=50", "--k=1")
   assert told["queries"][0]["hits"][0]["score"] == 100
+  # The same weights behind other preprocessing.
+  capsys.readouterr()
+  with monkeypatch.context() as patched:
+    other = JUDGE._replace(settings="another mean")
+    patched.setattr(dual, "load", lambda path, parallel, field: other)
+    found(tmp_path, collection, "--text=50")
+  assert "embedding 5 pictures" in capsys.readouterr().err
   Image.new("RGB", (4, 4), (50,) * 3).save(collection / "5.png")
   told, _ = found(tmp_path, collection, "--text=50", "--k=1")
   assert told["queries"][0]["hits"][0]["picture"] == "5.png"
