@@ -130,8 +130,8 @@ def embedded(
 ) -> tuple[Int[np.ndarray, " n"], Vectors]:
   """The pictures of a collection that can be read, and their vectors.
 
-  As they were kept for these files and this encoder, or new: one .npz in TAOLU_CACHE (or
-  ~/.cache/taolu)/collections.
+  As they were kept for these files and this encoder, or new: one .npz in TAOLU_CACHE
+  (or ~/.cache/taolu)/collections.
 
   Raises:
     UserError: no picture can be read.
