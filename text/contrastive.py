@@ -27,7 +27,7 @@ class Pairs(NamedTuple):
   mask: Bool[Array, " n"]
 
 
-class Batch(NamedTuple):
+class Rows(NamedTuple):
   """The rows of this device among all.
 
   Attributes:
@@ -41,18 +41,18 @@ class Batch(NamedTuple):
   place: Int[Array, " b"]
 
 
-def gathered(own: Pairs, axis: str | None) -> Batch:
+def gathered(own: Pairs, axis: str | None) -> Rows:
   """The pairs of all devices along `axis`; its gradient reaches those of each.
 
   Every device's loss depends on every other's vectors. `all_gather`'s transpose adds up
   what all devices have to say of a row, so the sum of the devices' gradients is the
   gradient of the sum of their losses.
   """
-  rows = jnp.arange(len(own.mask))
+  place = jnp.arange(len(own.mask))
   if axis is None:
-    return Batch(own, own, rows)
+    return Rows(own, own, place)
   joined = jax.tree.map(lambda a: jax.lax.all_gather(a, axis, tiled=True), own)
-  return Batch(own, joined, jax.lax.axis_index(axis) * len(rows) + rows)
+  return Rows(own, joined, jax.lax.axis_index(axis) * len(place) + place)
 
 
 def marks(tree: PyTree[Shaped[Array, "b ..."]]) -> UInt32[Array, "b 2"]:
@@ -75,7 +75,7 @@ def marks(tree: PyTree[Shaped[Array, "b ..."]]) -> UInt32[Array, "b 2"]:
   return found
 
 
-def negatives(batch: Batch) -> Bool[Array, "b n"]:
+def negatives(rows: Rows) -> Bool[Array, "b n"]:
   """Which of all pairs are wrong for each own one, as far as can be told.
 
   Neither its own, nor padding, nor one with the same caption or the same picture:
@@ -83,9 +83,9 @@ def negatives(batch: Batch) -> Bool[Array, "b n"]:
   as wrong. A caption that is true of another picture without being equal, in another
   language or other words, stays a negative.
   """
-  same = jnp.all(batch.own.marks[:, None] == batch.all.marks[None], axis=-1)
-  other = batch.place[:, None] != jnp.arange(len(batch.all.mask))
-  return other & batch.all.mask & ~jnp.any(same, axis=-1)
+  same = jnp.all(rows.own.marks[:, None] == rows.all.marks[None], axis=-1)
+  other = rows.place[:, None] != jnp.arange(len(rows.all.mask))
+  return other & rows.all.mask & ~jnp.any(same, axis=-1)
 
 
 def cosines(u: Float[Array, "b d"], v: Float[Array, "n d"]) -> Float[Array, "b n"]:
@@ -93,7 +93,7 @@ def cosines(u: Float[Array, "b d"], v: Float[Array, "n d"]) -> Float[Array, "b n
   return jnp.matmul(u, v.T, precision=jax.lax.Precision.HIGHEST)
 
 
-def info_nce(batch: Batch, scale: Float[Array, ""]) -> Float[Array, " b"]:
+def info_nce(rows: Rows, scale: Float[Array, ""]) -> Float[Array, " b"]:
   """-(log p(text_i | image_i) + log p(image_i | text_i)) / 2 of each own pair i.
 
     p(text_i | image_i) = exp(t u_i.v_i) / sum over i and its negatives j of
@@ -102,7 +102,7 @@ def info_nce(batch: Batch, scale: Float[Array, ""]) -> Float[Array, " b"]:
   and with u, v exchanged for the other. Its mean is the loss of Radford et al. 2021
   (arXiv:2103.00020, figure 3), from van den Oord et al. 2018 (arXiv:1807.03748, eq. 4).
   """
-  wrong, own = negatives(batch), batch.own
+  wrong, own = negatives(rows), rows.own
   right = scale * jnp.sum(own.images * own.texts, axis=-1)
 
   def one_way(u: Float[Array, "b d"], v: Float[Array, "n d"]) -> Float[Array, " b"]:
@@ -111,12 +111,12 @@ def info_nce(batch: Batch, scale: Float[Array, ""]) -> Float[Array, " b"]:
     logits = jnp.concatenate([right[:, None], logits], axis=1)
     return jax.nn.logsumexp(logits, axis=1) - right
 
-  to_texts = one_way(own.images, batch.all.texts)
-  return (to_texts + one_way(own.texts, batch.all.images)) / 2
+  to_texts = one_way(own.images, rows.all.texts)
+  return (to_texts + one_way(own.texts, rows.all.images)) / 2
 
 
 def sigmoid(
-  batch: Batch, scale: Float[Array, ""], bias: Float[Array, ""]
+  rows: Rows, scale: Float[Array, ""], bias: Float[Array, ""]
 ) -> Float[Array, " b"]:
   """Of each own pair i, -log s(z_ii) - sum over its negatives j of log s(-z_ij).
 
@@ -124,16 +124,16 @@ def sigmoid(
   mean over pairs is the loss of SigLIP, Zhai et al. 2023 (arXiv:2303.15343, algorithm
   1).
   """
-  own = batch.own
+  own = rows.own
   right = scale * jnp.sum(own.images * own.texts, axis=-1) + bias
-  z = scale * cosines(own.images, batch.all.texts) + bias
-  wrong = jnp.where(negatives(batch), jax.nn.softplus(z), 0)
+  z = scale * cosines(own.images, rows.all.texts) + bias
+  wrong = jnp.where(negatives(rows), jax.nn.softplus(z), 0)
   return jax.nn.softplus(-right) + jnp.sum(wrong, axis=1)
 
 
-def found(batch: Batch) -> Float[Array, " b"]:
+def found(rows: Rows) -> Float[Array, " b"]:
   """1 where a picture lies nearer to its own caption than to any wrong one, else 0."""
-  own = batch.own
+  own = rows.own
   right = jnp.sum(own.images * own.texts, axis=-1)
-  wrong = jnp.where(negatives(batch), cosines(own.images, batch.all.texts), -jnp.inf)
+  wrong = jnp.where(negatives(rows), cosines(own.images, rows.all.texts), -jnp.inf)
   return (right > jnp.max(wrong, axis=1)).astype(jnp.float32)
