@@ -211,6 +211,29 @@ def test_vectors_that_are_not_finite_are_refused(place, tmp_path):
     cache.prepare(encoder(c), ["red"])
 
 
+def test_a_full_disk_is_told(place, home, monkeypatch):
+  class Full:
+    def __init__(self, *_):
+      """Opens."""
+
+    def write(self, record):
+      """Is buffered."""
+
+    def close(self):
+      raise RuntimeError("write() failed: No space left on device; writing x; at 0")
+
+  one = encoder(config(place))
+  monkeypatch.setattr(cache, "ArrayRecordWriter", Full)
+  with pytest.raises(UserError, match=r"\(write\(\) failed: No space left on device\)"):
+    cache.prepare(one, ["red"])
+  assert not [path for path in home.rglob("*") if path.is_file()]
+  home.rename(home.with_name("elsewhere"))
+  home.write_text("a file where the folder was")
+  monkeypatch.setattr(frozen.HuggingFace, "load", None)  # before it is asked for
+  with pytest.raises(UserError, match="cannot write to"):
+    cache.prepare(one, ["red"])
+
+
 def test_the_weights_of_encoders_are_pinned(place, tmp_path):
   c = config(place)
   build.pin(c, tmp_path)

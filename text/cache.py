@@ -24,7 +24,7 @@ from jaxtyping import UInt64
 
 from core.errors import UserError
 from core.log import say
-from core.workdir import cache_folder, written
+from core.workdir import cache_folder, explained, written
 from text.encoded import Encoded, Frozen
 from text.tokens import clean
 
@@ -173,6 +173,8 @@ def prepare(encoder: Frozen, captions: Iterable[str]) -> None:
   numbers = np.asarray([number(caption) for caption in missing], np.uint64)
   name = hashlib.sha256(numbers.tobytes()).hexdigest()[:16]
   folder = folder_of(encoder) / name
+  with explained(folder):  # before hours of encoding
+    folder.mkdir(parents=True, exist_ok=True)
   load = functools.cache(encoder.load)
   for i in range(jax.process_index(), -(-len(missing) // ROWS), jax.process_count()):
     if not file_of(folder, i).exists():
@@ -200,7 +202,13 @@ def write(file: Path, captions: Sequence[str], vectors: Sequence[Encoded]) -> No
         " and look at the weights."
       )
   with written(file) as partial:
-    writer = ArrayRecordWriter(str(partial), OPTIONS)
-    for caption, one in zip(captions, vectors, strict=True):
-      writer.write(packed(caption, one))
-    writer.close()
+    try:
+      writer = ArrayRecordWriter(str(partial), OPTIONS)
+      for caption, one in zip(captions, vectors, strict=True):
+        writer.write(packed(caption, one))
+      writer.close()
+    except RuntimeError as e:
+      why = str(e).partition(";")[0]
+      raise UserError(
+        f"cannot write to {file} ({why}); make room or set TAOLU_CACHE."
+      ) from e
