@@ -58,7 +58,8 @@ def dataset(config: ConfigDict, pixels: Dataset, split: str) -> Dataset | None:
   values = extract.cached(images.of_dataset(pixels, split)).values[:, None, None]
 
   def read(i: int) -> Example:
-    return Example(values[i], pixels.captions(i), pixels.label(i))
+    # Of the picture itself: another may stand in for one that cannot be read.
+    return pixels[i]._replace(image=values[i])
 
   return Dataset(
     f"{pixels.name} ({found.name})",

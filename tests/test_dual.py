@@ -327,6 +327,12 @@ def test_a_map_of_frozen_features(
   seen = build.encoded(config, data, "train")
   assert seen[3].image.shape == (1, 1, 5)
   assert seen.captions(3) == data.captions(3)
+  with monkeypatch.context() as patched:
+    # The picture that stands in for one that cannot be read has its own captions.
+    patched.setattr(data, "captions", lambda i: {})
+    assert (
+      seen[5].captions == data[5].captions == {"en": ("class 5",), "de": ("Klasse 5",)}
+    )
   batch = next(build.train_stream(config, data)(0))
   assert batch["x"].shape == (8, 1, 1, 5)
   family, state = saved(config, tmp_path / "run")
