@@ -11,7 +11,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from core import limits
-from core.errors import UserError, unknown
+from core.errors import UserError, check_text, unknown
 
 
 def parse(argv: list[str]) -> ConfigDict:
@@ -21,6 +21,7 @@ def parse(argv: list[str]) -> ConfigDict:
     UserError: no such config file, variant, field or flag, or a value of the
       wrong type or out of its range.
   """
+  check_text(argv)
   fields = set(_fields(_load(_only_config(argv))))
   for name in (m[1] for m in map(re.compile(r"--?config\.([\w.]+)").match, argv) if m):
     if name not in fields:

@@ -27,3 +27,10 @@ def unknown(what: str, given: object, known: Iterable[str]) -> UserError:
 def counted(times: int) -> str:
   """'once', '2 times', ..."""
   return "once" if times == 1 else f"{times} times"
+
+
+def check_text(arguments: Iterable[str]) -> None:
+  """Raises UserError for an argument of other bytes, which no text file can hold."""
+  for one in arguments:
+    if any("\ud800" <= c <= "\udfff" for c in one):
+      raise UserError(f"the argument {one!a} is not UTF-8 text: give it as that.")

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from core.errors import UserError
+from core.errors import UserError, check_text
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,6 +32,7 @@ class Parser(argparse.ArgumentParser):
 def status(run: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
   """The exit status of run(argv): 0 done, 2 the user must change something."""
   try:
+    check_text(argv)
     run(argv)
   except UserError as error:
     print(f"taolu: {error}", file=sys.stderr)

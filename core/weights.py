@@ -68,9 +68,19 @@ def packaged(distribution: str, name: str) -> Path:
 
 
 def sha256(path: Path) -> str:
-  """The hash that tells which weights a number was computed with, 64 hex digits."""
-  with open(path, "rb") as f:
-    return hashlib.file_digest(f, "sha256").hexdigest()
+  """The hash that tells which weights a number was computed with, 64 hex digits.
+
+  Raises:
+    UserError: the file can't be read.
+  """
+  try:
+    with open(path, "rb") as f:
+      return hashlib.file_digest(f, "sha256").hexdigest()
+  except OSError as e:
+    raise UserError(
+      f"{path} cannot be opened: {e.strerror or e}; copy it from where the weights are"
+      " from."
+    ) from e
 
 
 def read_pickle(path: Path) -> Any:

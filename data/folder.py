@@ -132,7 +132,8 @@ def choose(files: list[str], split: str, homes: list[str], root: Path) -> list[s
 
 def split_of(file: str) -> str:
   """The split of a file in a folder that is not cut already."""
-  share = int.from_bytes(hashlib.sha256(file.encode()).digest()[:8], "big") / 2**64
+  raw = file.encode("utf-8", "surrogateescape")  # names may be any bytes
+  share = int.from_bytes(hashlib.sha256(raw).digest()[:8], "big") / 2**64
   return "train" if share < 0.9 else "validation" if share < 0.95 else "test"
 
 

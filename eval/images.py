@@ -117,7 +117,8 @@ def open_images(path: str, on_bad_text: str = "fail") -> ImageSet:
       ) from error
     return np.asarray(picture.convert("RGB"))
 
-  return ImageSet(str(place), len(files), read, tuple(files), files.__getitem__)
+  called = lambda i: files[i].encode("utf-8", "replace").decode()  # noqa: E731
+  return ImageSet(str(place), len(files), read, tuple(files), called)
 
 
 def of_shards(folder: Path, on_bad_text: str) -> ImageSet:

@@ -173,11 +173,7 @@ def prompts_for(
       raise UserError("this generator is unconditional; leave --prompt out.")
     return ["any"]
   if given or config.sample.prompts:
-    prompts = list(given or config.sample.prompts)
-    for prompt in prompts:
-      if not prompt.isprintable() and any("\ud800" <= c <= "\udfff" for c in prompt):
-        raise UserError(f"the prompt {prompt!a} is not UTF-8 text.")
-    return prompts
+    return list(given or config.sample.prompts)
   if config.text.encoder == "label":
     return list(load().classes)
   data, captions = load(), {}

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ from configs import base
 from core.errors import UserError
 from data import batches, dataset, fashion_mnist, source, tfds_sets
 from data.dataset import Dataset, Example
+from eval import images
 from text.cond import Cond
 
 N = 23  # examples of the data set in memory: no divisor of any batch size
@@ -327,6 +329,17 @@ def test_folder_is_cut_by_names_without_overlap(tmp_path):
     file.unlink()
   fewer = source.load(config, "train")
   assert {fewer.image(i).tobytes() for i in range(len(fewer))} <= pictures["train"]
+
+
+def test_names_may_be_any_bytes(tmp_path):
+  names = [os.fsdecode(b"caf\xe9.png"), "café.png", "🔥.png"]
+  for i, name in enumerate(names):
+    paint(tmp_path / name, i)
+  config = settings(name="folder", path=str(tmp_path))
+  whole = source.load(config, "all")
+  assert len(whole) == len(source.load(config, "train")) == 3
+  called = images.open_images(str(tmp_path)).called
+  assert sorted(map(called, range(3))) == ["caf?.png", "café.png", "🔥.png"]
 
 
 def test_folder_with_subfolders_for_splits(tmp_path):

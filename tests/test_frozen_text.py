@@ -250,6 +250,9 @@ def test_shards_name_the_file_of_a_tensor(place, tmp_path):
   save_file({"x": np.zeros(1)}, folder / "model-00002.safetensors")
   with pytest.raises(UserError, match=r"model-00002.safetensors has a tensor x"):
     one.load()
+  (folder / "model-00002.safetensors").unlink()
+  with pytest.raises(UserError, match=r"model-00002.safetensors cannot be opened: No"):
+    frozen.HuggingFace("again", folder, 64, jnp.float32).key  # noqa: B018
   index.write_text("{}")
   with pytest.raises(UserError, match="does not say which file each tensor is in"):
     one.load()

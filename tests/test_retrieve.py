@@ -160,6 +160,7 @@ def test_nearest_is_the_whole_order_of_random_vectors():
     (("--k=0", "--text=1"), "--k must be 1 or more"),
     ((), "at least one --text or --image"),
     (("--text=",), "a --text is empty"),
+    (("--text=caf\udce9",), r"'--text=caf\udce9' is not UTF-8 text"),
     (("--image=none.png",), "--image=none.png cannot be read"),
     (("--txt=1",), "unrecognized arguments: --txt=1"),
   ],
