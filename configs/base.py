@@ -57,6 +57,8 @@ def get_config() -> ConfigDict:
   # Workdir of a dual encoder (configs/text/clip.py) whose vector of the picture is a
   # condition too, as in unCLIP's decoder; and the share of those that are dropped.
   c.text.embedding, c.text.embedding_drop = "", 0.1
+  # That of the caption in its place, dropped with the text, as in unCLIP's prior.
+  c.text.embedding_of_caption = False
 
   c.model = ConfigDict()
   c.model.net = "dit"  # dit, unet, efficient_unet; prior, of vectors
@@ -139,6 +141,8 @@ def get_config() -> ConfigDict:
   # Drawn for each --prompt, of which those are kept that fit it best by eval.clip; 0
   # keeps all that are drawn.
   c.sample.rerank = 0
+  # Vectors that a prior draws for each one that is kept, the nearest to the caption's.
+  c.sample.candidates = 1
   # What the grid shows in training; () takes captions of the evaluation split.
   c.sample.prompts = ()
   c.sample.seed = 0

@@ -71,12 +71,15 @@ class Codec(NamedTuple):
   decode: (state, latents) -> images [B, h, w, c] in [-1, 1].
   pictures: False where `decode` gives no pictures but vectors, [B, 1, 1, d], that
     another generator is conditioned on.
+  texts: (state, cond) -> [B, d], of those vectors that pictures and captions share: a
+    caption's, from the raw condition of its own tower.
   """
 
   spec: Spec
   encode: Callable[[Any, Array], Array]
   decode: Callable[[Any, Array], Array]
   pictures: bool = True
+  texts: Callable[[Any, Any], Array] | None = None
 
 
 class Tracked(NamedTuple):

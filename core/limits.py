@@ -157,6 +157,7 @@ RANGES = {
   "sample.num_images": COUNT,
   "sample.per_prompt": COUNT,
   "sample.rerank": NATURAL,
+  "sample.candidates": COUNT,
   "sample.seed": SEED,
   "sample.steps": COUNT,
   "sample.sigma_min": POSITIVE,

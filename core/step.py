@@ -184,6 +184,7 @@ def from_loss(
         lambda state, images, fn=codec.encode: fn(drawing(state), images),
         lambda state, latents, fn=codec.decode: fn(drawing(state), latents),
         codec.pictures,
+        codec.texts and (lambda state, cond, fn=codec.texts: fn(drawing(state), cond)),
       )
       for key, codec in codecs.items()
     },

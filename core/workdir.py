@@ -162,7 +162,8 @@ def check_same(
 ) -> None:
   """Raises UserError naming each field that would change the model or the data.
 
-  Fields whose names begin with one of `free` do not.
+  Fields whose names begin with one of `free` do not. A field that the older config
+  lacks was added since: False, 0, '' and () mean what was done before.
   """
   old, new = (dict(flat(named(tree, workdir))) for tree in (old, new))
   for tree in (old, new):
@@ -177,7 +178,9 @@ def check_same(
   changed = [
     f"{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} given"
     for key in sorted(old.keys() | new.keys())
-    if old.get(key) != new.get(key) and (key in bound or not key.startswith(free))
+    if old.get(key) != new.get(key)
+    and (key in bound or not key.startswith(free))
+    and not (key not in old and not new[key])
   ]
   if changed:
     ends = any(field.startswith("train.steps:") for field in changed)

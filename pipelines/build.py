@@ -31,7 +31,10 @@ from text.cond import Cond
 # What a generator models.
 DATA = tuple(f"data.{k}" for k in ("size", "channels", "low_size", "codec", "latents"))
 # What raw conditions look like.
-RAW = ("text.encoder", "text.max_tokens", "text.classes", "text.embedding")
+RAW = tuple(
+  f"text.{k}"
+  for k in ("encoder", "max_tokens", "classes", "embedding", "embedding_of_caption")
+)
 # The same of frozen encoders.
 FROZEN = tuple(
   f"text.{k}" for k in ("frozen", "frozen_output", "frozen_dtype", "frozen_as_is")
@@ -91,6 +94,7 @@ def embedder(config: ConfigDict) -> Opened | None:
   Raises:
     UserError: it does not fit, or the family reads no vectors.
   """
+  embeddings.check(config)
   if not config.text.embedding:
     return None
   opened = codec(embeddings.config_of(config))
@@ -100,6 +104,33 @@ def embedder(config: ConfigDict) -> Opened | None:
       " of a dual encoder, such as configs/text/clip.py."
     )
   return opened
+
+
+def of_captions(
+  config: ConfigDict, captions: Sequence[str]
+) -> dict[str, Float[np.ndarray, " d"]]:
+  """Their vectors by the dual encoder of `text.embedding`."""
+  theirs = codecs.config_of(embeddings.config_of(config))
+  look_up = texts.encoded(theirs, captions)
+  return embeddings.of_captions(theirs.text, embedder(config), look_up, captions)
+
+
+def raw_conditions(config: ConfigDict, dataset: Dataset) -> Callable[[str, int], Cond]:
+  """(caption, label) -> the raw condition, for all captions of a data set.
+
+  The vectors of captions are made here, and held in memory.
+  """
+  make_cond = encoders.raw(config.text, texts.cached(config))
+  if not config.text.embedding_of_caption:
+    return make_cond
+  spoken = [
+    caption
+    for i in range(len(dataset))
+    for language, found in dataset.captions(i).items()
+    if language in config.data.languages
+    for caption in found
+  ]
+  return embeddings.with_captions(make_cond, of_captions(config, spoken))
 
 
 def key_of(run: Parallel, state: State) -> str:
@@ -223,8 +254,11 @@ def conditions(
   make_cond = encoders.raw(config.text, texts.encoded(config, captions))
   conds = [make_cond(*pair) for pair in zip(captions, labels, strict=True)]
   cond = jax.tree.map(lambda *leaves: np.stack(leaves), *conds)
-  if opened := embedder(config):
-    cond = embeddings.embed(cond, opened, images, len(captions))
+  if embeddings.like_pictures(config):
+    cond = embeddings.embed(cond, embedder(config), images, len(captions))
+  elif embedder(config):
+    vectors = of_captions(config, captions)
+    cond = cond.replace(embedding=np.stack([vectors[c] for c in captions]))
   return cond.replace(image=images if config.data.low_size else None)
 
 
@@ -342,8 +376,8 @@ def train_stream(
 ) -> Callable[[int], Iterator[Batch]]:
   """first step -> this process's training batches from there on."""
   data = config.data
+  make_cond = raw_conditions(config, dataset)
   dataset = encoded(config, dataset, data.train_split)
-  make_cond = encoders.raw(config.text, texts.cached(config))
 
   def batches(start_step: int) -> Iterator[Batch]:
     return train_batches(
@@ -367,7 +401,7 @@ def encode_splits(config: ConfigDict, load: Callable[[str], Dataset]) -> None:
   Raises:
     UserError: as `codec`, `codecs.dataset` and `features.dataset`.
   """
-  if config.data.codec or config.text.embedding or features.net(config):
+  if config.data.codec or embeddings.like_pictures(config) or features.net(config):
     for split in dict.fromkeys((config.data.train_split, config.data.eval_split)):
       encoded(config, load(split), split)
 
@@ -379,18 +413,19 @@ def encoded(config: ConfigDict, dataset: Dataset, split: str) -> Dataset:
     found = features.dataset(config, dataset, split) or dataset
   else:
     found = codecs.dataset(config, opened, run, dataset, split)
-  if seen := embedder(config):
-    theirs = embeddings.config_of(config)
+  if embeddings.like_pictures(config):
+    theirs, seen = embeddings.config_of(config), embedder(config)
     return embeddings.dataset(found, codecs.dataset(theirs, seen, run, dataset, split))
   return found
 
 
 def eval_stream(config: ConfigDict, dataset: Dataset) -> Iterator[Batch]:
   """This process's rows of the first `config.eval.num_images` examples (0: all)."""
+  make_cond = raw_conditions(config, dataset)
   dataset = encoded(config, dataset, config.data.eval_split)
   batches = eval_batches(
     dataset,
-    encoders.raw(config.text, texts.cached(config)),
+    make_cond,
     batch_size=config.eval.batch_size,
     languages=tuple(config.data.languages),
     process_index=jax.process_index(),

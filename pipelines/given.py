@@ -13,7 +13,7 @@ from core.family import Family, Given
 from core.parallel import Parallel
 from data import images as formats
 from data.dataset import Dataset
-from pipelines import pictures, sample
+from pipelines import embeddings, pictures, sample
 
 
 def drawer(
@@ -110,7 +110,7 @@ def names(
   if not files:
     return list(prompts)
   edit = "enlarge" if config.data.low_size else config.sample.edit
-  edit = "vary" if config.text.embedding else edit
+  edit = "vary" if embeddings.like_pictures(config) else edit
   stems = [Path(file).stem for file in files]
   if edit == "interpolate":
     stems = [" ".join(stems)]

@@ -13,7 +13,7 @@ from core.family import Family, Given, Samples, State, example_keys
 from core.parallel import Parallel
 from data.batches import choose
 from data.dataset import Dataset
-from pipelines import build
+from pipelines import build, embeddings
 from text.cond import Cond
 
 Sampler = Callable[[State], Samples]
@@ -97,15 +97,23 @@ def batch_sampler(
     keys = example_keys(jax.random.key(config.sample.seed), ids)
     # The keys are cut over the devices, and so is what is drawn from them.
     keys = jax.lax.with_sharding_constraint(keys, run.rows)
-    if given is None:
-      samples = family.sample(state, keys, cond, size)
-    else:
+
+    def shown(samples: Samples) -> Samples:
+      if not film:
+        samples = samples._replace(frames=samples.frames[:0])
+      return codec.decoded(decoder, samples) if codec else samples
+
+    def drawn(keys: jax.Array, cond: Cond, n: int) -> Samples:
+      return shown(family.sample(state, keys, cond, n))
+
+    if given is not None:
       known = jax.tree.map(jnp.asarray, given)
       known = codec.encoded(decoder, known) if codec else known
-      samples = family.edits[config.sample.edit](state, keys, cond, known)
-    if not film:
-      samples = samples._replace(frames=samples.frames[:0])
-    return codec.decoded(decoder, samples) if codec else samples
+      return shown(family.edits[config.sample.edit](state, keys, cond, known))
+    if vectors:
+      count = config.sample.candidates
+      return embeddings.nearest(drawn, keys, cond, size, count)
+    return drawn(keys, cond, size)
 
   fn = run.run(compute)
 
@@ -143,7 +151,7 @@ def batch_sampler(
 
 def starts_from_picture(config: ConfigDict) -> bool:
   """Whether a generator enlarges a picture, or draws what is like one."""
-  return config.data.low_size > 0 or bool(config.text.embedding)
+  return config.data.low_size > 0 or embeddings.like_pictures(config)
 
 
 def slice_of_process(tree: object) -> object:

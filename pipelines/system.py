@@ -1,5 +1,6 @@
 """What several trained runs draw together, each from what the one before made."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -14,7 +15,7 @@ from core.errors import UserError
 from core.family import Family, Samples, State, sample_keys
 from core.parallel import Parallel
 from core.workdir import reopen_workdir, resolved
-from pipelines import build
+from pipelines import build, embeddings
 from pipelines.opened import Opened
 
 
@@ -30,6 +31,7 @@ class Stage(NamedTuple):
 
   family: Family
   codec: Opened | None
+  candidates: int = 1  # of a prior's vectors, see `embeddings.nearest`
 
 
 def opened(
@@ -53,7 +55,7 @@ def opened(
   parts, weights = {}, {}
   for name, (family, _, state) in runs.items():
     codec = build.codec(configs[name])
-    parts[name] = Stage(family, codec)
+    parts[name] = Stage(family, codec, configs[name].sample.candidates)
     # Averages draw; the rest is for training.
     state = state.replace(params={}, opt={})
     weights[name] = Weights(state, codec.state if codec else None)
@@ -94,16 +96,23 @@ def composed(parts: Mapping[str, Stage]) -> Family:
         read = read.replace(image=images)
       elif images is not None:
         read = read.replace(embedding=images.reshape(n, -1))
-      samples = part.family.sample(weights.state, own, read, n)
-      if part.codec:
-        samples = part.codec.decoded(weights.codec, samples)
+      draw = functools.partial(drawn, part, weights)
       pictures = part.codec is None or part.codec.codec.pictures
       if pictures:
+        samples = draw(own, read, n)
         films.append(samples.frames)
+      else:
+        samples = embeddings.nearest(draw, own, read, n, part.candidates)
       images, nfe = samples.images, nfe + samples.nfe
     return Samples(images, film(films, images.shape[1:3]), nfe)
 
   return Family(init=_refuse, step=_refuse, sample=sample, evals={})
+
+
+def drawn(part: Stage, weights: Weights, keys: Array, cond: Any, n: int) -> Samples:
+  """What one stage draws, decoded."""
+  samples = part.family.sample(weights.state, keys, cond, n)
+  return part.codec.decoded(weights.codec, samples) if part.codec else samples
 
 
 def film(

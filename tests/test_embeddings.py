@@ -14,7 +14,7 @@ from core.family import Codec, Samples, Spec, State, sample_keys
 from data import source
 from data.batches import batch_at
 from eval import vectors
-from pipelines import build, draw, pictures, system
+from pipelines import build, draw, dual, embeddings, pictures, system
 from pipelines.opened import Opened, chained
 from tests.runs import load_config, on, picture_folder, started
 from tests.test_systems import drawing, state
@@ -89,6 +89,61 @@ def test_examples_carry_the_vectors_of_their_pictures(place: Path) -> None:
   assert (build.conditions(config, ["a"], [0]).embedding == 0).all()
 
 
+def prior(place: Path, **fields: object) -> ConfigDict:
+  own = {
+    "data.codec": str(place / "clip"),
+    "text.embedding": str(place / "clip"),
+    "text.embedding_of_caption": True,
+    "sample.threshold": "none",
+    "model.net": "prior",
+  }
+  return on(place / "pictures", "configs/diffusion/ddpm.py", **own | fields)
+
+
+def test_a_prior_reads_the_vector_of_the_caption(place: Path) -> None:
+  """As its own dual encoder has it; of no caption, zeros."""
+  config = prior(place)
+  data = source.load(config.data, "train")
+  judge = dual.load(str(place / "clip"), config.parallel)
+  stream = build.train_stream(config, data)
+  batch = next(stream(0))
+  spoken = sorted({c for i in range(len(data)) for c in data.captions(i)["en"]})
+  raw = jax.tree.map(jnp.asarray, judge.conditions(spoken))
+  rows = judge.embed_texts(judge.params, raw)
+  rows = np.asarray(rows) * np.sqrt(rows.shape[1])
+  given = build.conditions(config, ["", *spoken], [0] * (len(spoken) + 1))
+  np.testing.assert_allclose(given.embedding[1:], rows, atol=1e-5)
+  assert not given.embedding[0].any()
+  tokens = {bytes(np.asarray(t)): i for i, t in enumerate(given.tokens)}
+  for row, vector in zip(batch["cond"].tokens, batch["cond"].embedding, strict=True):
+    np.testing.assert_array_equal(vector, given.embedding[tokens[bytes(row)]])
+
+
+def test_the_vector_of_a_caption_is_dropped_with_it() -> None:
+  text = load_config("configs/diffusion/ddpm.py").text
+  text.drop, text.embedding, text.embedding_of_caption = 0.5, "somewhere", True
+  cond = Cond(label=jnp.zeros(100, jnp.int32), embedding=jnp.ones((100, 3)))
+  kept = encoders.dropped(text, cond, sample_keys(jax.random.key(0), 100))
+  assert 30 < (kept.label == 0).sum() < 70
+  np.testing.assert_array_equal((kept.embedding == 1).all(1), kept.label == 0)
+
+
+def test_of_two_vectors_the_one_nearer_to_the_caption_is_kept() -> None:
+  def draw(keys: jax.Array, cond: Cond, n: int) -> Samples:
+    images = jax.vmap(lambda k: jax.random.normal(k, (1, 1, 4)))(keys)
+    return Samples(images, images[None], jnp.full(n, 3))
+
+  keys = sample_keys(jax.random.key(0), 5)
+  cond = Cond(embedding=jax.random.normal(jax.random.key(1), (5, 4)))
+  found = embeddings.nearest(draw, keys, cond, 5, 2)
+  for i in range(5):
+    own = [jax.random.normal(jax.random.fold_in(keys[i], j), (4,)) for j in range(2)]
+    best = max(own, key=lambda z: float(z @ cond.embedding[i]))
+    np.testing.assert_allclose(found.images[i, 0, 0], best, rtol=1e-6)
+    np.testing.assert_array_equal(found.frames[0, i], found.images[i])
+  assert found.nfe.tolist() == [6] * 5
+
+
 def test_what_draws_like_a_picture_needs_one(place: Path) -> None:
   config = decoder(place)
   family, run = build.family(config), parallel.make(config.parallel)
@@ -145,6 +200,8 @@ def test_vectors_are_scored_by_their_angle_to_the_right_ones(place: Path) -> Non
     ({"data.flip": True}, "set data.flip to False"),
     ({"family": "vae.vae"}, "is for diffusion.ddpm"),
     ({"text.embedding": "nowhere"}, "no run in"),
+    ({"text.embedding_of_caption": True, "text.embedding": ""}, "name its workdir in"),
+    ({"sample.candidates": 2}, "set it to 1"),
   ],
 )
 def test_wrong_settings_are_refused(

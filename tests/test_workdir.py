@@ -84,6 +84,23 @@ def test_languages_may_be_chosen_for_scores_alone(tmp_path: Path) -> None:
     open_workdir(str(tmp_path), config)
 
 
+def test_a_run_older_than_a_field_goes_on_without_it(tmp_path: Path) -> None:
+  open_workdir(str(tmp_path), CONFIG)
+  file = tmp_path / "config.json"
+  older = json.loads(file.read_text())
+  del older["text"]["embedding_of_caption"], older["data"]["on_bad_image"]
+  file.write_text(json.dumps(older))
+  with pytest.raises(UserError, match=r"another config \(data\.on_bad_image: 'absent'"):
+    reopen_workdir(str(tmp_path), CONFIG)
+  older["data"]["on_bad_image"] = CONFIG.data.on_bad_image
+  file.write_text(json.dumps(older))
+  reopen_workdir(str(tmp_path), CONFIG)
+  config = CONFIG.copy_and_resolve_references()
+  config.text.embedding_of_caption = True
+  with pytest.raises(UserError, match=r"embedding_of_caption: 'absent' there"):
+    reopen_workdir(str(tmp_path), config)
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
   file = tmp_path / "a.txt"
   write_atomic(file, "old")

@@ -45,7 +45,8 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   `blocks`; or, as in LiT (Zhai et al. 2022, arXiv:2111.07991), a frozen net whose
   features of each picture come in the place of pixels, under a linear map.
 
-  Its codec makes vectors of pictures, sqrt(dim) u, for a prior to draw (unCLIP).
+  Its codec makes vectors of pictures, sqrt(dim) u, for a prior to draw (unCLIP), and of
+  captions, sqrt(dim) v.
 
   Args:
     config: reads `clip`, `text`, `model`, `optim`, `data.flip`.
@@ -110,7 +111,10 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   def vectors(params: PyTree, x: Array) -> Float[Array, "b 1 1 d"]:
     return math.sqrt(own.dim) * images(params, x)[:, None, None]
 
-  codec = Codec(embedding, vectors, lambda params, z: z, pictures=False)
+  def of_texts(params: PyTree, cond: Cond) -> Float[Array, "b d"]:
+    return math.sqrt(own.dim) * texts(params, cond)
+
+  codec = Codec(embedding, vectors, lambda params, z: z, False, of_texts)
   return from_loss(
     config,
     init=init,

@@ -33,7 +33,8 @@ class Cond(struct.PyTreeNode):
     image: small picture in [-1, 1]; encoded: as large as what is generated.
     image_logsnr: how much noise was added to `image`.
     parts: raw, what each frozen encoder makes of a text: `seq` with `mask`, `pooled`.
-    embedding: raw, the vector of a picture that what is drawn shall be like.
+    embedding: raw, the vector of a picture that what is drawn shall be like, or that
+      of the caption in the same space.
     negative: raw, what guidance leads away from, in place of the null condition.
   """
 
@@ -67,13 +68,14 @@ class Cond(struct.PyTreeNode):
     keys: Key[Array, " b"],
     rate: float,
     each: Sequence[float] = (),
-    embedding: float = 0.0,
+    embedding: float | None = 0.0,
   ) -> "Cond":
     """Each example's condition becomes null with probability `rate`.
 
     Each of its `parts` does too, on its own, with its probability in `each`, as in
     Stable Diffusion 3 (Esser et al. 2024, arXiv:2403.03206, from memory). `embedding`
-    is the probability of the vector, which no other draw drops. `keys` holds one key an
+    is the probability of the vector, which no other draw drops; None drops it with the
+    rest. `keys` holds one key an
     example, so the outcome does not depend on how the batch is cut over devices (Ho &
     Salimans 2022, algorithm 1, line 3).
     """
@@ -83,7 +85,7 @@ class Cond(struct.PyTreeNode):
       return jnp.where(gone.reshape((-1,) + (1,) * (own.ndim - 1)), null, own)
 
     kept = jax.tree.map(pick, self.null_like(), self.replace(negative=None))
-    if self.embedding is not None:
+    if self.embedding is not None and embedding is not None:
       # Beside the parts' numbers, which count from 0.
       own = jax.vmap(lambda k: jax.random.fold_in(k, jnp.uint32(2**32 - 1)))(keys)
       gone = jax.vmap(lambda k: jax.random.bernoulli(k, embedding))(own)[:, None]

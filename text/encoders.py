@@ -144,7 +144,7 @@ class NoEncoder(nn.Module):
 
 
 class WithEmbedding(nn.Module):
-  """An encoder of text beside the vector of a picture.
+  """An encoder of text beside the vector of a picture, or of the same text.
 
   As Ramesh et al. 2022 (arXiv:2204.06125, section 2.1) have it: a linear map of the
   vector is added to `pooled`, and another makes four more items of `seq`. A vector of
@@ -211,7 +211,9 @@ def dropped(text: ConfigDict, cond: Cond, keys: Key[Array, " b"]) -> Cond:
   """
   each = tuple(text.frozen_drop) if cond.parts is not None else ()
   vector = text.embedding_drop if text.embedding else 0.0
-  if not (text.drop > 0 or any(each) or vector > 0):
+  if text.embedding_of_caption:
+    vector = None  # it says what the text says
+  if not (text.drop > 0 or any(each) or vector):
     return cond
   return cond.drop(keys, text.drop, each, vector)
 

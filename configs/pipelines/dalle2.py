@@ -1,6 +1,7 @@
 """DALL-E 2, unCLIP (Ramesh et al. 2022, arXiv:2204.06125).
 
-CLIP; a prior that draws the vector of a picture from text; and a decoder, a diffusion
+CLIP; a prior that draws the vector of a picture from text and its vector, two of which
+the nearer is kept; and a decoder, a diffusion
 of pictures that are like a vector. The prior is a diffusion of vectors by a causal
 transformer, or autoregressive over their principal components in 1,024 cells each. The
 default is the paper's: CLIP, a prior of 1 billion parameters, a decoder of 3.5 billion
@@ -69,6 +70,7 @@ def diffusion_prior(size: str) -> ConfigDict:
   """A denoiser of vectors, trained on the error of the vector (section 2.2)."""
   c = ddpm.get_config(size)
   c.data.codec = "@clip"
+  reads_vector(c)
   c.noise.schedule, c.noise.timesteps = "cosine", 0
   c.diffusion.prediction = c.diffusion.loss = "x"
   c.model.net = "prior"
@@ -83,6 +85,12 @@ def diffusion_prior(size: str) -> ConfigDict:
     c.data.batch_size, c.train.steps, c.sample.steps = 4096, 600_000, 64
     c.model.dropout = 0.0
   return c
+
+
+def reads_vector(c: ConfigDict) -> None:
+  """Caption's vector too, by which one of two draws is kept (section 2.2)."""
+  c.text.embedding, c.text.embedding_of_caption = "@clip", True
+  c.sample.candidates = 2
 
 
 def captioned(c: ConfigDict) -> None:
@@ -110,6 +118,7 @@ def tokens_prior(size: str) -> ConfigDict:
   """A decoder of a token for each component, the first for what varies most."""
   c = autoregressive.get_config(size)
   c.data.codec, c.data.latents = "@components", "tokens"
+  reads_vector(c)
   if size == "openmoji32":
     c.train.steps = 1000
   if not size:
