@@ -1,12 +1,11 @@
 """DALL-E 2, unCLIP (Ramesh et al. 2022, arXiv:2204.06125).
 
-CLIP; a prior that draws the vector of a picture from text and its vector, two of which
-the nearer is kept; and a decoder, a diffusion
-of pictures that are like a vector. The prior is a diffusion of vectors by a causal
-transformer, or autoregressive over their principal components in 1,024 cells each. The
-default is the paper's: CLIP, a prior of 1 billion parameters, a decoder of 3.5 billion
-at 64x64 and two upsamplers to 1024x1024 (appendix C; COCO FID 10.39, and 10.63 with the
-autoregressive prior, :ar).
+CLIP; a prior that draws the vector of a picture from text and the text's vector, two of
+which the nearer is kept; and a decoder, a diffusion of pictures that are like a vector.
+The prior is a diffusion of vectors by a causal transformer, or autoregressive over
+their principal components in 1,024 cells each. The default is the paper's: CLIP, a
+prior of 1 billion parameters, a decoder of 3.5 billion at 64x64 and two upsamplers to
+1024x1024 (appendix C; COCO FID 10.39, and 10.63 with the autoregressive prior, :ar).
 
 `--stage=decoder --mode=sample --image=PICTURE` draws variations of a picture.
 
