@@ -142,6 +142,7 @@ def built(config: ConfigDict, name: str) -> Family:
 def conditions(config: ConfigDict, name: str) -> Cond:
   own = ConfigDict(config.stages[name].to_dict())
   other, own.text.embedding = own.text.embedding, ""
+  own.text.embedding_of_caption, own.sample.candidates = False, 1
   cond = build.conditions(own, ["a"], [0])
   if other:
     dim = config.stages[other[1:]].clip.dim
