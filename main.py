@@ -8,13 +8,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from core import cli, parallel, snapshots
+from core import train as training
 from core.errors import UserError
-from core.train import Hook
-from core.train import train as run_training
 from core.workdir import check_workdir, open_workdir
 from data import source
 from eval.evaluate import Scorer, in_training, usual
-from pipelines import build, draw, stages, system, texts
+from pipelines import build, draw, pods, stages, system, texts
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "configs/FILE.py[:variant]")
@@ -22,6 +21,7 @@ flags.DEFINE_string("workdir", None, "folder of the run")
 flags.DEFINE_multi_string("image", [], "what to edit or enlarge; repeatable")
 flags.DEFINE_string("mask", "", "picture, white where sample.edit=inpaint draws")
 flags.DEFINE_string("stage", "", "which part of a system; '' for all")
+flags.DEFINE_string("topology", "", "what to compile for, such as v5e:16x16")
 flags.DEFINE_multi_string("prompt", [], "what to draw (--mode=sample); repeatable")
 
 
@@ -44,21 +44,19 @@ def train(config: ConfigDict, path: str) -> None:
   build.pin(config, workdir)
   build.encode_splits(config, load)
   hooks = [
-    # Before what may fail: a checkpoint of a step must not be without its snapshot.
-    *snapshots.hooks(config, workdir),
-    Hook(config.train.sample_every, grid),
-    Hook(config.train.eval_every, scorer.log),
+    *snapshots.hooks(config, workdir),  # first: no checkpoint may be without its own
+    training.Hook(config.train.sample_every, grid),
+    training.Hook(config.train.eval_every, scorer.log),
   ]
-  run_training(config, family, run, build.train_stream(config, data), workdir, hooks)
+  training.train(config, family, run, build.train_stream(config, data), workdir, hooks)
 
 
 def sample(config: ConfigDict, path: str) -> None:
   """Writes pictures of each --prompt, and of how they form, to samples/."""
   config, family, run, state = system.opened(config, path)
   load = functools.cache(lambda: source.load(config.data, config.data.eval_split))
-  asked = FLAGS.prompt, FLAGS.image, FLAGS.mask
-  files = draw.request(config, family, run, load, *asked)
-  for file in files(state, Path(path) / "samples"):
+  asked, folder = (FLAGS.prompt, FLAGS.image, FLAGS.mask), Path(path) / "samples"
+  for file in draw.request(config, family, run, load, *asked)(state, folder):
     print(file)
 
 
@@ -80,12 +78,14 @@ def prepare(config: ConfigDict, path: str) -> None:
 
 
 MODES = {"train": train, "sample": sample, "eval": score, "prepare": prepare}
-flags.DEFINE_enum("mode", "train", list(MODES), "what to do")
+flags.DEFINE_enum("mode", "train", [*MODES, "compile"], "what to do")
 
 
 def main() -> None:
   """Does what the command line says."""
   config = cli.parse(sys.argv)
+  if FLAGS.mode == "compile":
+    return pods.report(config, FLAGS.workdir, FLAGS.topology, FLAGS.stage)
   if not FLAGS.workdir and FLAGS.mode != "prepare":
     raise UserError(f"--mode={FLAGS.mode} needs --workdir=DIR.")
   parallel.initialize()

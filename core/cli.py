@@ -22,7 +22,7 @@ def parse(argv: list[str]) -> ConfigDict:
       wrong type or out of its range.
   """
   check_text(argv)
-  fields = set(_fields(_load(_only_config(argv))))
+  fields = set(_fields(load(_only_config(argv))))
   for name in (m[1] for m in map(re.compile(r"--?config\.([\w.]+)").match, argv) if m):
     if name not in fields:
       raise unknown("config field", name, fields)
@@ -83,8 +83,12 @@ def _only_config(argv: list[str]) -> str:
   raise UserError("give --config=configs/FILE.py and --workdir=DIR.")
 
 
-def _load(path: str) -> ConfigDict:
-  """The config without overrides."""
+def load(path: str) -> ConfigDict:
+  """The config FILE.py[:variant] without overrides.
+
+  Raises:
+    UserError: it is no config file, or has no such variant.
+  """
   values, argv = flags.FlagValues(), ["", f"--config={path}"]
   config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
   try:

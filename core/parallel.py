@@ -16,7 +16,7 @@ import ctypes
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,17 @@ def initialize() -> None:
 
 
 MIN_SHARDED = 1024  # elements
+
+
+def whole(weights: Array) -> Array:
+  """Weights that a layer is about to use, on all devices if each has a part of them.
+
+  Said at each layer, and so inside its loop, or XLA may as well leave the weights where
+  they are and send the activations, which are many times as large.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return weights
+  return jax.lax.with_sharding_constraint(weights, PartitionSpec())
 
 
 @dataclass(frozen=True)
@@ -135,7 +146,19 @@ class Parallel:
 
   def run(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """`fn` compiled for sampling and evaluation; results are on every device."""
-    return jax.jit(fn, out_shardings=self.replicated)
+    return jax.jit(self.sharded(fn), out_shardings=self.replicated)
+
+  def sharded(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """`fn` traced so that its layers know of parameters in parts, see `whole`."""
+    if self.mesh.shape["fsdp"] == 1:
+      return fn
+
+    @functools.wraps(fn)
+    def within(*args: Any) -> PyTree:
+      with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+        return fn(*args)
+
+    return within
 
   def compile_step(
     self, step: Callable[..., tuple[PyTree, PyTree]], state: PyTree, batch: PyTree
@@ -144,9 +167,24 @@ class Parallel:
 
     The state's buffers are reused, so the one passed in is gone afterwards.
     """
-    rng = jax.random.key(0)
+    local = len(self.mesh.local_devices)
+    put = lambda batch: self.put(self.cut(batch, local))  # noqa: E731
+    return Step(self.lower_step(step, state, put(batch)).compile(), put)
+
+  def cut(self, batch: PyTree, devices: int) -> PyTree:
+    """Rows as the step takes them: of pmap [n, ...] -> [devices, n / devices, ...]."""
+    if self.backend != "pmap":
+      return batch
+    return jax.tree.map(
+      lambda a: a.reshape(devices, a.shape[0] // devices, *a.shape[1:]), batch
+    )
+
+  def lower_step(
+    self, step: Callable[..., tuple[PyTree, PyTree]], state: PyTree, batch: PyTree
+  ) -> jax.stages.Lowered:
+    """The step for these devices, before XLA; state and batch (`cut`) may be shapes."""
+    rng = jax.eval_shape(jax.random.key, 0)
     if self.backend == "pmap":
-      local = len(self.mesh.local_devices)
       mapped = jax.pmap(
         functools.partial(step, axis="batch"),
         axis_name="batch",
@@ -155,20 +193,15 @@ class Parallel:
         donate_argnums=0,
         devices=list(self.mesh.devices.flat),
       )
-
-      def put(batch: PyTree) -> PyTree:
-        cut = lambda a: np.reshape(a, (local, a.shape[0] // local, *a.shape[1:]))  # noqa: E731
-        return self.put(jax.tree.map(cut, batch))
-
-      return Step(mapped.lower(state, put(batch), rng).compile(), put)
+      return mapped.lower(state, batch, rng)
     shards = self.shardings(state)
     jitted = jax.jit(
-      step,
+      self.sharded(step),
       donate_argnums=0,
       in_shardings=(shards, self.rows, self.replicated),
       out_shardings=(shards, self.replicated),
     )
-    return Step(jitted.lower(state, self.put(batch), rng).compile(), self.put)
+    return jitted.lower(state, batch, rng)
 
 
 @dataclass(frozen=True)
@@ -185,27 +218,31 @@ class Step:
   def memory(self) -> int:
     """Bytes a device needs at the step's peak; 0 where XLA does not tell."""
     stats = self.compiled.memory_analysis()
-    if stats is None:
-      return 0
-    return (
-      stats.argument_size_in_bytes
-      + stats.output_size_in_bytes
-      + stats.temp_size_in_bytes
-      - stats.alias_size_in_bytes
-    )
+    return peak(stats) if stats else 0
 
 
-def make(config: ConfigDict) -> Parallel:
+def peak(stats: Any) -> int:
+  """Bytes a device needs at a program's peak, from its `memory_analysis()`."""
+  return (
+    stats.argument_size_in_bytes
+    + stats.output_size_in_bytes
+    + stats.temp_size_in_bytes
+    - stats.alias_size_in_bytes
+  )
+
+
+def make(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Parallel:
   """The backend of `config.parallel`; 'auto' takes the simplest that fits.
 
-  auto: jit on one device; mesh if fsdp > 1; else pmap.
+  auto: jit on one device; mesh if fsdp > 1; else pmap. `devices` are all of this run
+  unless others are given, which may be of a machine that is not here.
 
   Raises:
     UserError: unknown backend, fsdp that does not divide the devices, or fsdp
       with a backend that can't shard.
   """
   backend, fsdp = config.backend, config.fsdp
-  devices = np.array(jax.devices())
+  devices = np.array(jax.devices() if devices is None else devices)
   if backend == "auto":
     backend = "mesh" if fsdp > 1 else "pmap" if devices.size > 1 else "jit"
   if backend not in ("jit", "pmap", "mesh"):

@@ -11,9 +11,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Integer
 
 from nets.groups import Vec
-from nets.layers import Dense, GroupNorm
+from nets.layers import Conv, Dense, GroupNorm
 from nets.sizes import check_groups, check_heads, check_size
-from nets.unet import AttentionBlock, Conv, ResBlock, double
+from nets.unet import AttentionBlock, ResBlock, double
 from text.cond import Cond
 
 Ids = Integer[Array, " b"] | None

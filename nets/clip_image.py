@@ -13,10 +13,10 @@ from jaxtyping import Array, Float
 
 from core.errors import UserError
 from nets.clip_text import Layer, layer_names
-from nets.layers import Dense, GroupNorm, squeeze
+from nets.layers import Conv, Dense, GroupNorm, squeeze
 from nets.pretrained import convert as to
 from nets.pretrained import hugging_face as hf
-from nets.unet import Conv, ResBlock, check_size
+from nets.unet import ResBlock, check_size
 
 
 def _patches(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:

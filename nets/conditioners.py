@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from nets.layers import ConvOfFew, ConvToFew, Dense, GroupNorm
+from nets.layers import Conv, ConvOfFew, ConvToFew, Dense, GroupNorm
 from nets.transformer import Blocks
-from nets.unet import Conv, ResBlock
+from nets.unet import ResBlock
 from text.cond import Cond
 
 ZEROS = nn.initializers.zeros

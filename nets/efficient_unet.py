@@ -7,9 +7,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Integer
 
 from core.errors import UserError
-from nets.layers import GroupNorm
+from nets.layers import Conv, GroupNorm
 from nets.sizes import check_heads, check_size, per_level
-from nets.unet import AttentionBlock, Conv, ResBlock, double, embed
+from nets.unet import AttentionBlock, ResBlock, double, embed
 from text.cond import Cond
 
 

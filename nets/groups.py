@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from nets.layers import Dense
-from nets.unet import Conv
+from nets.layers import Conv, Dense
 
 SOFT = 5.0  # |log std| stays below
 

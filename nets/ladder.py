@@ -15,8 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from core.errors import UserError
 from nets.groups import Group, Normal, Residual, Vec
-from nets.layers import Dense
-from nets.unet import Conv
+from nets.layers import Conv, Dense
 
 
 class Pass(NamedTuple):

@@ -9,16 +9,28 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
+from core.parallel import whole
+
 
 def _dot_2d(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
   """x @ kernel over the last axis of x, as one matrix product."""
-  y = jax.lax.dot(x.reshape(-1, x.shape[-1]), kernel)
+  y = jax.lax.dot(x.reshape(-1, x.shape[-1]), whole(kernel))
   return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 # Flattened, the weights' gradient is a product XLA does without a transposed copy of
 # its operands: on a CPU twice as fast as with nn.Dense's own dot_general.
 Dense = functools.partial(nn.Dense, dot_general=_dot_2d)
+
+
+def _conv(x: Array, kernel: Array, *args: Any, **settings: Any) -> Array:
+  return jax.lax.conv_general_dilated(x, whole(kernel), *args, **settings)
+
+
+# 3x3, of the same size.
+Conv = functools.partial(
+  nn.Conv, kernel_size=(3, 3), padding=1, conv_general_dilated=_conv
+)
 
 
 def masked_mean(

@@ -15,12 +15,10 @@ from jaxtyping import Array, Float, Integer
 
 from nets.attention import CrossAttention, SelfAttention
 from nets.embeddings import NoiseEmbedding
-from nets.layers import Dense, Dropout, GroupNorm
+from nets.layers import Conv, Dense, Dropout, GroupNorm
 from nets.sizes import check_groups, check_heads, check_size, per_level
 from nets.spatial_transformer import SpatialTransformer
 from text.cond import Cond
-
-Conv = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1)
 
 
 def halve(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:

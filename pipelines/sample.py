@@ -1,6 +1,7 @@
 """Samples of prompts: compiled once, and the same whatever their number."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from core.parallel import Parallel
 from data.batches import choose
 from data.dataset import Dataset
 from pipelines import build, embeddings
+from pipelines.opened import Opened
 from text.cond import Cond
 
 Sampler = Callable[[State], Samples]
@@ -90,32 +92,7 @@ def batch_sampler(
   if given is not None and config.sample.edit not in family.edits:
     raise unknown("sample.edit", config.sample.edit, family.edits)
 
-  def compute(
-    state: State, first: jax.Array, cond: Cond, decoder: State | None
-  ) -> Samples:
-    ids = first + jnp.arange(size, dtype=jnp.uint32)
-    keys = example_keys(jax.random.key(config.sample.seed), ids)
-    # The keys are cut over the devices, and so is what is drawn from them.
-    keys = jax.lax.with_sharding_constraint(keys, run.rows)
-
-    def shown(samples: Samples) -> Samples:
-      if not film:
-        samples = samples._replace(frames=samples.frames[:0])
-      return codec.decoded(decoder, samples) if codec else samples
-
-    def drawn(keys: jax.Array, cond: Cond, n: int) -> Samples:
-      return shown(family.sample(state, keys, cond, n))
-
-    if given is not None:
-      known = jax.tree.map(jnp.asarray, given)
-      known = codec.encoded(decoder, known) if codec else known
-      return shown(family.edits[config.sample.edit](state, keys, cond, known))
-    if vectors:
-      count = config.sample.candidates
-      return embeddings.nearest(drawn, keys, cond, size, count)
-    return drawn(keys, cond, size)
-
-  fn = run.run(compute)
+  fn = run.run(drawing(config, family, run, size, codec, film, given, vectors))
 
   def draw(
     state: State,
@@ -147,6 +124,43 @@ def batch_sampler(
     return Samples(images[:n], frames[:, :n], nfe[:n])
 
   return draw
+
+
+def drawing(
+  config: ConfigDict,
+  family: Family,
+  run: Parallel,
+  size: int,
+  codec: Opened | None,
+  film: bool = True,
+  given: Given | None = None,
+  vectors: bool = False,
+) -> Callable[[State, jax.Array, Cond, Any], Samples]:
+  """(state, first, cond, state of the codec) -> samples; see `batch_sampler`."""
+
+  def compute(state: State, first: jax.Array, cond: Cond, decoder: Any) -> Samples:
+    ids = first + jnp.arange(size, dtype=jnp.uint32)
+    keys = example_keys(jax.random.key(config.sample.seed), ids)
+    # The keys are cut over the devices, and so is what is drawn from them.
+    keys = jax.lax.with_sharding_constraint(keys, run.rows)
+
+    def shown(samples: Samples) -> Samples:
+      if not film:
+        samples = samples._replace(frames=samples.frames[:0])
+      return codec.decoded(decoder, samples) if codec else samples
+
+    def drawn(keys: jax.Array, cond: Cond, n: int) -> Samples:
+      return shown(family.sample(state, keys, cond, n))
+
+    if given is not None:
+      known = jax.tree.map(jnp.asarray, given)
+      known = codec.encoded(decoder, known) if codec else known
+      return shown(family.edits[config.sample.edit](state, keys, cond, known))
+    if vectors:
+      return embeddings.nearest(drawn, keys, cond, size, config.sample.candidates)
+    return drawn(keys, cond, size)
+
+  return compute
 
 
 def starts_from_picture(config: ConfigDict) -> bool:
