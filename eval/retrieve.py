@@ -31,7 +31,6 @@ from data.folder import find
 from eval.images import ImageSet, Picture, open_images
 from pipelines import contact, dual, pictures
 from pipelines.embed import Dual, Embedder
-from text.tokens import clean
 
 VERSION = 1  # of vectors: raise it with any change of them
 Vectors = Float[np.ndarray, "n d"]
@@ -58,7 +57,7 @@ def run(argv: Sequence[str]) -> None:
   parallel.initialize()
   parallel.keep_freed_memory()
   settings = ConfigDict({"backend": "auto", "fsdp": 1})
-  if not all(flags.text):
+  if not all(text.strip() for text in flags.text):
     raise UserError("a --text is empty; say what to look for.")
   encoder = dual.load(flags.clip, settings, "--clip")
   embedder = Embedder(encoder, parallel.make(settings), flags.batch_size)
@@ -81,8 +80,7 @@ def parser() -> argparse.ArgumentParser:
   add = parser.add_argument
   add("collection", help="where to look")
   add("--clip", required=True, help="the dual encoder")
-  text = {"type": clean, "action": "append", "default": []}
-  add("--text", **text, help="what to look for; repeatable")
+  add("--text", action="append", default=[], help="what to look for; repeatable")
   add("--image", action="append", default=[], help="likewise a picture; repeatable")
   add("--k", type=int, default=8, help="hits of each; default %(default)s")
   add("--batch_size", type=int, default=64, help="over all devices")

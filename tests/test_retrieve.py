@@ -83,11 +83,6 @@ def test_texts_and_pictures_find_the_nearest(collection, tmp_path, capsys):
   assert "98.5  3.png" in capsys.readouterr().out
 
 
-def test_a_text_that_is_no_utf8_is_told_with_a_question_mark(collection, tmp_path):
-  told, _ = found(tmp_path, collection, "--text=50 \udcff", "--k=1")
-  assert told["queries"][0]["text"] == "50 ?"
-
-
 def test_a_collection_is_embedded_once_for_its_weights(
   collection, tmp_path, monkeypatch, capsys
 ):
