@@ -1,5 +1,6 @@
 """Captions under frozen encoders: prepared once, looked up, or encoded for a prompt."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -102,17 +103,24 @@ def spoken(config: ConfigDict, data: Dataset, rows: Iterable[int]) -> Iterator[s
 
 
 def check(config: ConfigDict, load: Load, workdir: Path) -> None:
-  """Says which captions are cut by a trained encoder.
+  """Says how many pictures have no caption, and what a trained encoder cuts.
 
   Raises:
     UserError: the cache of frozen ones lacks what training reads, or they are others
       than those of the run in `workdir`.
   """
+  if config.text.encoder not in ("bytes", "frozen"):
+    return
+  data = load(config.data.train_split)
+  some = range(0, len(data), -(-len(data) // LOOKED_AT))
+  own = [tuple(spoken(config, data, (i,))) for i in some]
+  if bare := own.count(()):
+    say(
+      f"{bare:,} of {len(own):,} pictures looked at have no caption in data.languages:"
+      " they are learned without text"
+    )
   if not used(config):
-    if config.text.encoder == "bytes":
-      data = load(config.data.train_split)
-      some = range(0, len(data), -(-len(data) // LOOKED_AT))
-      report(config, spoken(config, data, some))
+    report(config, itertools.chain(*own))
     return
   check_pinned(config, workdir)
   wanted = list(captions(config, load))

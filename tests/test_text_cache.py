@@ -18,6 +18,7 @@ from core.errors import UserError
 from core.train import train
 from core.workdir import open_workdir
 from data import source
+from data.dataset import Dataset
 from pipelines import build, draw, sample, texts
 from tests import encoders as tiny
 from tests.runs import ROOT, environment, load_config, picture_folder
@@ -184,7 +185,12 @@ def test_what_is_cut_or_unknown_is_said(place, capsys):
   assert "bytes: 42 of 42 texts looked at have more than 5" in capsys.readouterr().err
   c.text.max_tokens = 64
   texts.check(c, load(c), place)
-  assert "texts looked at" not in capsys.readouterr().err
+  assert "looked at" not in capsys.readouterr().err
+  own = [{"en": ("red",)}, {"fr": ("rouge",)}, {}]
+  bare = Dataset("bare", 3, repr, shape=(1, 1, 3), captions=own.__getitem__)
+  texts.check(c, lambda split: bare, place)
+  said = capsys.readouterr().err
+  assert said.startswith("2 of 3 pictures looked at have no caption in data.languages")
 
 
 def test_a_damaged_set_is_refused(place, home):
