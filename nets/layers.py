@@ -33,6 +33,11 @@ Conv = functools.partial(
 )
 
 
+def unit(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
+  """x / |x|, and 0 for 0."""
+  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-24))
+
+
 def masked_mean(
   seq: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None
 ) -> Float[Array, "b d"]:

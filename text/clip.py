@@ -18,6 +18,7 @@ from core.family import Batch, Codec, Family, Metrics, Spec, Towers, example_key
 from core.step import from_loss
 from nets import build
 from nets.clip_image import Head, ImageTower, ResNet
+from nets.layers import unit
 from text import contrastive, encoders, frozen
 from text.cond import Cond
 
@@ -220,11 +221,6 @@ def check(config: ConfigDict, spec: Spec) -> None:
       f"the features of clip.image={own.image!r} are those of whole pictures, found"
       " once: set clip.crop to 1.0 and data.flip to False."
     )
-
-
-def unit(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
-  """x / |x|, and 0 for 0."""
-  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-24))
 
 
 def cropped(

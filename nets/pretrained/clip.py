@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from core.errors import UserError
 from nets import clip_image, clip_text
+from nets.layers import unit
 from nets.pretrained import convert as to
 from nets.pretrained import hugging_face as hf
 from nets.pretrained.resize import resize
@@ -85,11 +85,6 @@ class Pretrained(NamedTuple):
     mask = mask if self.kind == "clip" else None
     _, pooled = self.text.apply({"params": params["text"]}, tokens, mask)
     return unit(pooled)
-
-
-def unit(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
-  """x / |x|."""
-  return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True))
 
 
 def image_tower(directory: Path) -> clip_image.ImageTower:
