@@ -30,6 +30,8 @@ FREE = (
 )
 # Whoever draws from a run and scores it may choose these as well: of which captions.
 ASKED = (*FREE, "data.languages")
+# Fields that older runs lack, and what was done before there were any.
+ADDED = {"text.embedding_of_caption": False, "sample.candidates": 1}
 # Fields that name the folder of another run. '@NAME' is the folder NAME beside the
 # run's own; `config.json` has it so wherever it can, so that both may be moved.
 RUNS = ("data.codec", "text.embedding", "distil.teacher", "sample.guide", "eval.clip")
@@ -98,12 +100,17 @@ def reopen_workdir(path: str, config: ConfigDict) -> Path:
 
 
 def read_config(workdir: Path) -> ConfigDict:
-  """The config of the run in a folder.
+  """The config of the run in a folder, with what was done before of fields in ADDED.
 
   Raises:
     UserError: the file is damaged.
   """
-  return resolved(ConfigDict(read_json(workdir / "config.json")), workdir)
+  config = ConfigDict(read_json(workdir / "config.json"))
+  for field, before in ADDED.items():
+    section, name = field.split(".")
+    if section in config and name not in config[section]:
+      config[section][name] = before
+  return resolved(config, workdir)
 
 
 def resolved(config: ConfigDict, workdir: Path) -> ConfigDict:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from core import weights
 from core.errors import UserError
 from core.family import Family, State
-from core.workdir import read_json
+from core.workdir import read_config, read_json
 from nets.pretrained import clip
 from nets.pretrained import hugging_face as hf
 from nets.pretrained.resize import resize
@@ -54,7 +54,7 @@ def load(path: str, parallel: ConfigDict, field: str = "eval.clip") -> Dual:
   found = read_json(file)
   if "model_type" in found:
     return published(workdir)
-  config = ConfigDict(found)
+  config = read_config(workdir)
   if config.get("family") != "text.clip":
     raise UserError(
       f"the run in {field}={path} is of {config.get('family')}; give that of a"

@@ -65,6 +65,21 @@ def test_another_config_is_refused_before_the_data_are_read(tmp_path: Path) -> N
   assert not (tmp_path / "new").exists()
 
 
+def test_a_run_older_than_a_field_has_what_was_done_before(tmp_path: Path) -> None:
+  config = load_config("configs/quickstart.py")
+  before = {field: config[part][name] for field, part, name in fields_added()}
+  assert before == workdir.ADDED
+  for _, part, name in fields_added():
+    del config[part][name]
+  open_workdir(str(tmp_path), config)
+  read = workdir.read_config(tmp_path)
+  assert {field: read[part][name] for field, part, name in fields_added()} == before
+
+
+def fields_added() -> list[tuple[str, ...]]:
+  return [(field, *field.split(".")) for field in workdir.ADDED]
+
+
 def test_how_often_a_bound_draws_may_change(tmp_path: Path) -> None:
   config = load_config("configs/flows/glow.py")
   open_workdir(str(tmp_path), config)
