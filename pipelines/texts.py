@@ -50,6 +50,7 @@ def prepare(config: ConfigDict, load: Load) -> None:
     UserError: an encoder is missing or damaged, or the cache can't be written.
   """
   if used(config):
+    some_spoken(config, load(config.data.train_split))
     wanted = list(captions(config, load))
     report(config, wanted)
     for encoder in frozen.encoders(config.text):
@@ -102,6 +103,18 @@ def spoken(config: ConfigDict, data: Dataset, rows: Iterable[int]) -> Iterator[s
       yield from own.get(language, ())
 
 
+def some_spoken(config: ConfigDict, data: Dataset) -> list[str]:
+  """The captions of at most LOOKED_AT examples; says how many have none."""
+  some = range(0, len(data), -(-len(data) // LOOKED_AT))
+  own = [tuple(spoken(config, data, (i,))) for i in some]
+  if bare := own.count(()):
+    say(
+      f"{bare:,} of {len(own):,} pictures looked at have no caption in data.languages:"
+      " they are learned without text"
+    )
+  return list(itertools.chain(*own))
+
+
 def check(config: ConfigDict, load: Load, workdir: Path) -> None:
   """Says how many pictures have no caption, and what a trained encoder cuts.
 
@@ -111,16 +124,9 @@ def check(config: ConfigDict, load: Load, workdir: Path) -> None:
   """
   if config.text.encoder not in ("bytes", "frozen"):
     return
-  data = load(config.data.train_split)
-  some = range(0, len(data), -(-len(data) // LOOKED_AT))
-  own = [tuple(spoken(config, data, (i,))) for i in some]
-  if bare := own.count(()):
-    say(
-      f"{bare:,} of {len(own):,} pictures looked at have no caption in data.languages:"
-      " they are learned without text"
-    )
+  own = some_spoken(config, load(config.data.train_split))
   if not used(config):
-    report(config, itertools.chain(*own))
+    report(config, own)
     return
   check_pinned(config, workdir)
   wanted = list(captions(config, load))
