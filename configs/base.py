@@ -210,8 +210,9 @@ def get_config() -> ConfigDict:
   # What --mode=eval scores: the family's own evals, such as loss, and of samples fd,
   # fd_infinity, kid, kid_subsets, is, prdc, memorisation; of an autoencoder's
   # reconstructions rfd, psnr, ssim, lpips, codebook; clip, how well samples fit their
-  # captions; of a dual encoder retrieval; of a prior of its vectors cosine. () takes
-  # all but fd_infinity, kid_subsets and is, and clip where it is named below.
+  # captions; recognised, whether they are nearest to the picture of their caption; of a
+  # dual encoder retrieval; of a prior of its vectors cosine. () takes all but
+  # fd_infinity, kid_subsets, is and recognised, and clip where it is named below.
   c.eval.metrics = ()
   # The same in training; () takes the family's own, and psnr of an autoencoder.
   c.eval.train_metrics = ()

@@ -15,7 +15,15 @@ from core.log import finite, say
 from core.parallel import Parallel
 from core.workdir import explained, write_atomic
 from data.dataset import Dataset
-from eval import aligned, paired, reconstructed, retrieval, scores, vectors
+from eval import (
+  aligned,
+  paired,
+  recognised,
+  reconstructed,
+  retrieval,
+  scores,
+  vectors,
+)
 from eval.images import of_dataset
 from eval.sampled import SampleScores
 from pipelines import build
@@ -89,8 +97,8 @@ class Scorer:
     run: the devices.
     workdir: of the run; it need not be there yet.
     metrics: names among the family's evals, `scores.METRICS` and those of
-      `eval/reconstructed.py`, `eval/retrieval.py`, `eval/aligned.py` and
-      `eval/vectors.py`.
+      `eval/reconstructed.py`, `eval/retrieval.py`, `eval/aligned.py`,
+      `eval/recognised.py` and `eval/vectors.py`.
     load: split -> its data.
 
   Raises:
@@ -107,7 +115,7 @@ class Scorer:
     load: Callable[[str], Dataset],
   ):
     others = (*reconstructed.METRICS, *retrieval.METRICS, *aligned.METRICS)
-    others += vectors.METRICS
+    others += (*vectors.METRICS, *recognised.METRICS)
     known = (*family.evals, *scores.METRICS, *others)
     for name in metrics:
       if name not in known:
@@ -125,6 +133,9 @@ class Scorer:
       self._parts.append(SampleScores(config, family, run, workdir, drawn, load))
     if "clip" in metrics:
       self._parts.append(aligned.AlignmentScores(config, family, run, workdir, load))
+    if "recognised" in metrics:
+      made = recognised.RecognisedScores
+      self._parts.append(made(config, family, run, workdir, load))
     if coded:
       made = reconstructed.ReconstructionScores
       self._parts.append(made(config, family, run, workdir, coded, held_out))
