@@ -77,7 +77,7 @@ def load(config: ConfigDict, split: str) -> Dataset:
   kept = [file for file in files if test(captions.get(file, {}))]
   if not kept:
     raise dataset.nothing_matches(str(root), split, config.match)
-  good, pictures = check(root, kept, config)
+  good, pictures = check(root, kept, config, len(files))
   numbers = {name: i for i, name in enumerate(classes)}
   texts = [captions.get(file, {}) for file in good]
   labels = [numbers[labels[file]] if labels else -1 for file in good]
@@ -212,12 +212,16 @@ def open_image(root: Path, file: str, config: ConfigDict) -> UInt8[np.ndarray, "
 
 
 def check(
-  root: Path, files: list[str], config: ConfigDict
+  root: Path, files: list[str], config: ConfigDict, total: int
 ) -> tuple[list[str], list[UInt8[np.ndarray, "h w c"]]]:
-  """Decodes every file: (those that are whole, their pictures if all fit in memory)."""
+  """Decodes every file: (those that are whole, their pictures if all fit in memory).
+
+  `total` is how many there are of the split, with those that do not match.
+  """
   size, channels = config.size, config.channels
   keep = len(files) * size * size * channels <= dataset.CACHE_BYTES
-  say(f"reading {len(files):,} images in {root}")
+  left = f" (of {total:,}, by data.match)" if len(files) < total else ""
+  say(f"reading {len(files):,} images in {root}{left}")
 
   def attempt(file: str) -> Any:
     try:

@@ -273,7 +273,7 @@ def write_lines(root, *lines):
   (root / "captions.jsonl").write_text(text + "\n", encoding="utf-8")
 
 
-def test_folder_with_captions(tmp_path):
+def test_folder_with_captions(tmp_path, capsys):
   config = folder(tmp_path, 5, languages=("en", "ja"))
   write_lines(
     tmp_path,
@@ -295,6 +295,9 @@ def test_folder_with_captions(tmp_path):
 
   kept = source.load(settings(name="folder", path=str(tmp_path), match="^ho"), "all")
   assert [kept.captions(i)["en"][0] for i in range(len(kept))] == ["dog"]
+  assert (
+    f"reading 1 images in {tmp_path} (of 5, by data.match)" in capsys.readouterr().err
+  )
 
 
 def test_folder_without_captions_trains_unconditionally(tmp_path):
