@@ -63,9 +63,8 @@ def main(out: Path, judge: str, *runs: str) -> None:
   named = dict(run.partition("=")[::2] for run in runs)
   columns, found = [], {}
   for name, workdir in named.items():
-    config = ConfigDict(read_json(Path(workdir) / "config.json"))
-    found[name] = draw(config, workdir, judge)
-  config.parallel.backend = "jit"
+    found[name] = draw(workdir)
+    config = found[name].config
   embed = Embedder(
     dual.load(judge, config.parallel), parallel.make(config.parallel), 64
   )
