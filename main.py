@@ -13,7 +13,7 @@ from core.errors import UserError
 from core.workdir import check_workdir, open_workdir
 from data import source
 from eval.evaluate import Scorer, in_training, usual
-from pipelines import build, draw, pods, stages, system, texts
+from pipelines import build, draw, inputs, pods, stages, system, texts
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "configs/FILE.py[:variant]")
@@ -35,20 +35,20 @@ def train(config: ConfigDict, path: str) -> None:
   check_workdir(path, config)
   load = functools.cache(functools.partial(source.load, config.data))
   data, held_out = load(config.data.train_split), load(config.data.eval_split)
-  build.check_classes(config, data)
+  inputs.check_classes(config, data)
   texts.check(config, load, Path(path))
   grid = draw.preview(config, family, run, lambda: held_out, Path(path) / "samples")
   metrics = tuple(config.eval.train_metrics) or in_training(config, family)
   scorer = Scorer(config, family, run, Path(path), metrics, load)
   workdir = open_workdir(path, config)
   build.pin(config, workdir)
-  build.encode_splits(config, load)
+  inputs.encode_splits(config, load)
   hooks = [
     *snapshots.hooks(config, workdir),  # first: no checkpoint may be without its own
     training.Hook(config.train.sample_every, grid),
     training.Hook(config.train.eval_every, scorer.log),
   ]
-  training.train(config, family, run, build.train_stream(config, data), workdir, hooks)
+  training.train(config, family, run, inputs.train_stream(config, data), workdir, hooks)
 
 
 def sample(config: ConfigDict, path: str) -> None:
@@ -74,7 +74,7 @@ def prepare(config: ConfigDict, path: str) -> None:
   source.prepare(config.data)
   load = functools.cache(functools.partial(source.load, config.data))
   texts.prepare(config, load)
-  build.encode_splits(config, load)
+  inputs.encode_splits(config, load)
 
 
 MODES = {"train": train, "sample": sample, "eval": score, "prepare": prepare}

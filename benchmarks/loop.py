@@ -26,7 +26,7 @@ from core.family import State
 from core.train import Hook, train
 from core.workdir import open_workdir
 from data import source
-from pipelines import build
+from pipelines import build, inputs
 
 STEPS = 25
 
@@ -39,7 +39,7 @@ def main(rounds: int = 6) -> None:
   config.train.checkpoint_every = config.train.log_every = STEPS
   run, family = parallel.make(config.parallel), build.family(config)
   data = source.load(config.data, config.data.train_split)
-  batches = build.train_stream(config, data)
+  batches = inputs.train_stream(config, data)
   batch = next(batches(0))
   bare_step = bare(run, family.step, batch)
   loop, alone = [], []

@@ -26,7 +26,7 @@ from eval import (
 )
 from eval.images import of_dataset
 from eval.sampled import SampleScores
-from pipelines import build
+from pipelines import inputs
 from pipelines.drawn import ema
 
 
@@ -152,7 +152,7 @@ class Scorer:
     """
     records, origin = [], {}
     if self._means:
-      stream = build.eval_stream(self._config, self._held_out)
+      stream = inputs.eval_stream(self._config, self._held_out)
       means, count = self._means(state, stream)
       origin = {"split": self._config.data.eval_split, "num_images": count}
       shared = origin | {

@@ -18,7 +18,7 @@ from core.parallel import Parallel
 from data.batches import choose
 from data.dataset import Dataset
 from eval import features, images, paired, scores
-from pipelines import build, pictures
+from pipelines import inputs, pictures
 from text.cond import Cond
 from vae import codebook
 
@@ -146,7 +146,7 @@ class ReconstructionScores:
     for first in range(0, self._count, size):
       ids = (first + own + np.arange(rows)) % total
       x = pictures.from_uint8([self._data.image(i) for i in ids.tolist()])
-      cond = build.conditions(
+      cond = inputs.conditions(
         self._config,
         [choose(self._data.captions(i), languages, i, 0) for i in ids.tolist()],
         [self._data.label(i) if encoder == "label" else 0 for i in ids.tolist()],

@@ -14,7 +14,7 @@ from core.parallel import Parallel
 from data.batches import choose
 from data.dataset import Dataset
 from eval.metrics import alignment
-from pipelines import build
+from pipelines import inputs
 from pipelines.embed import embedded
 
 METRICS = ("retrieval",)
@@ -165,14 +165,14 @@ class RetrievalScores:
     """The records."""
     config, size = self._config, self._config.eval.batch_size
     split = config.data.eval_split
-    seen = build.encoded(config, self._data, split)
+    seen = inputs.encoded(config, self._data, split)
 
     def read(rows: Sequence[int]) -> Array | np.ndarray:
       x = np.stack([seen[i].image for i in rows])
       return x if x.dtype != np.uint8 else x * np.float32(2 / 255) - 1
 
     def embed(captions: Sequence[str]) -> Vectors:
-      cond = lambda rows: build.conditions(  # noqa: E731
+      cond = lambda rows: inputs.conditions(  # noqa: E731
         config, [captions[i] for i in rows], [0] * len(rows)
       )
       fn = functools.partial(self._texts, state)

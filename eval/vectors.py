@@ -11,7 +11,7 @@ from core.family import Family, State
 from core.parallel import Parallel
 from data.batches import choose
 from data.dataset import Dataset
-from pipelines import build, codecs, sample
+from pipelines import build, codecs, inputs, sample
 from pipelines.drawn import ema
 
 METRICS = ("cosine",)
@@ -84,7 +84,7 @@ class VectorScores:
     config = self._config
     while (theirs := codecs.config_of(config)).data.codec:
       config = theirs
-    data = build.encoded(config, self._pixels, self._config.data.eval_split)
+    data = inputs.encoded(config, self._pixels, self._config.data.eval_split)
     count = min(len(data), self._config.eval.num_images or len(data))
     return np.stack([data[i].image.reshape(-1) for i in range(count)])
 

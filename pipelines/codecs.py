@@ -98,8 +98,17 @@ def spec(config: ConfigDict) -> Spec:
         f"{field}={config[part][name]} is for pixels, and data.codec gives latents; set"
         f" it to {right}."
       )
+  return coded(config).spec
+
+
+def coded(config: ConfigDict) -> Codec:
+  """What the run in `data.codec` makes of what it reads; no weights are read.
+
+  Raises:
+    UserError: as `config_of` and `of_family`.
+  """
   theirs = config_of(config)
-  return of_family(config, families.make(theirs, spec(theirs))).spec
+  return of_family(config, families.make(theirs, spec(theirs)))
 
 
 def dataset(

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from core import cli, flops, parallel, roofline
@@ -19,7 +18,7 @@ from core.family import Batch, Family, State, count_params
 from core.parallel import Parallel
 from core.roofline import Program
 from core.workdir import named, resolved
-from pipelines import build, codecs, embeddings, sample, stages
+from pipelines import build, codecs, sample, stages
 from pipelines.opened import Opened, chained
 
 Figures = dict[str, Any]
@@ -159,24 +158,12 @@ def counted(config: ConfigDict, remat: bool | None = None) -> flops.Count:
 
 def shapes(config: ConfigDict, family: Family) -> tuple[State, Batch]:
   """The state and the global batch of a run, without their numbers."""
-  one = blank(config)
+  one = build.example_batch(config)
   n = config.data.batch_size
   batch = jax.tree.map(
     lambda a: jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype), dict(one)
   )
   return jax.eval_shape(family.init, jax.random.key(0), one), batch
-
-
-def blank(config: ConfigDict) -> Batch:
-  """`build.example_batch`, without a trained encoder of `text.embedding`."""
-  plain = ConfigDict(config.to_dict())
-  plain.text.embedding = ""
-  batch = build.example_batch(plain)
-  if config.text.embedding:
-    width = codecs.spec(embeddings.config_of(config)).shape[-1]
-    vector = np.zeros((1, width), np.float32)
-    batch = {**batch, "cond": batch["cond"].replace(embedding=vector)}
-  return batch
 
 
 def opened(config: ConfigDict) -> Opened | None:

@@ -19,7 +19,7 @@ from core.workdir import read_config, read_json
 from nets.pretrained import clip
 from nets.pretrained import hugging_face as hf
 from nets.pretrained.resize import resize
-from pipelines import build, features
+from pipelines import build, features, inputs
 from pipelines.embed import Dual
 from text import tokens
 from text.cond import Cond
@@ -96,7 +96,9 @@ def of_family(config: ConfigDict, family: Family, state: State) -> Dual:
     params=(state, net and net.params),
     embed_images=embed_images,
     embed_texts=lambda params, cond: family.towers.texts(params[0], cond),
-    conditions=lambda captions: build.conditions(config, captions, [0] * len(captions)),
+    conditions=lambda captions: inputs.conditions(
+      config, captions, [0] * len(captions)
+    ),
     data=config.data,
   )
 

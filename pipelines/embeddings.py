@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from core.errors import UserError
-from core.family import Samples
+from core.family import Codec, Samples
 from data.dataset import Dataset, Example
 from pipelines.opened import Opened
 from text import encoders
@@ -64,6 +64,16 @@ def check(config: ConfigDict) -> None:
     raise UserError(
       f"sample.candidates={config.sample.candidates} chooses among the vectors of a"
       " prior by that of the caption (text.embedding_of_caption): set it to 1."
+    )
+
+
+def check_dual(config: ConfigDict, codec: Codec) -> None:
+  """Raises UserError if the run in `text.embedding` is no dual encoder."""
+  if codec.texts is None:
+    raise UserError(
+      f"the run in text.embedding={config.text.embedding} makes no vectors that"
+      " pictures and captions share; give that of a dual encoder, such as"
+      " configs/text/clip.py."
     )
 
 

@@ -71,7 +71,6 @@ def chained(inner: Opened, outer: Opened) -> Opened:
     lambda states, images: second.encode(states[1], first.encode(states[0], images)),
     lambda states, code: first.decode(states[0], second.decode(states[1], code)),
     first.pictures,
-    first.texts and (lambda states, cond: first.texts(states[0], cond)),
   )
   key = hashlib.sha256((inner.key + outer.key).encode()).hexdigest()
   return Opened(both, (inner.state, outer.state), key)

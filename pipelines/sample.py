@@ -14,7 +14,7 @@ from core.family import Family, Given, Samples, State, example_keys
 from core.parallel import Parallel
 from data.batches import choose
 from data.dataset import Dataset
-from pipelines import build, embeddings
+from pipelines import build, embeddings, inputs
 from pipelines.opened import Opened
 from text.cond import Cond
 
@@ -104,14 +104,14 @@ def batch_sampler(
     n, pad = len(captions), size - len(captions)
     if images is not None:
       images = np.concatenate([images, *[images[:1]] * pad])
-    cond = build.conditions(
+    cond = inputs.conditions(
       config,
       [*captions, *captions[:1] * pad],
       [*labels, *labels[:1] * pad],
       images,
     )
     if negative:
-      others = build.conditions(config, [negative] * size, [0] * size)
+      others = inputs.conditions(config, [negative] * size, [0] * size)
       cond = jax.tree.map(
         lambda own, other: own.replace(negative=other),
         cond,

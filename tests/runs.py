@@ -18,7 +18,7 @@ from core.family import Batch, State
 from core.train import train
 from core.workdir import open_workdir
 from data import source
-from pipelines import build
+from pipelines import build, inputs
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(
@@ -60,7 +60,7 @@ def started(config: ConfigDict, workdir: Path) -> State:
   config.train.steps = 0
   own = build.teacher(config, workdir) if "distil" in config else {}
   family, devices = build.family(config, **own), parallel.make(config.parallel)
-  stream = build.train_stream(config, source.load(config.data, "train"))
+  stream = inputs.train_stream(config, source.load(config.data, "train"))
   return train(config, family, devices, stream, open_workdir(str(workdir), config))
 
 
@@ -71,7 +71,7 @@ def random_batch(config: ConfigDict, step: int = 0) -> Batch:
   draw = np.random.default_rng(step)
   return {
     "x": draw.uniform(-1, 1, shape).astype(np.float32),
-    "cond": build.conditions(
+    "cond": inputs.conditions(
       config, ["red heart", "红心"] * (n // 2), [0, 1] * (n // 2)
     ),
     "_id": np.arange(step * n, (step + 1) * n, dtype=np.uint32),

@@ -14,7 +14,7 @@ from core.family import Batch, Spec
 from core.family import make as make_family
 from core.train import train
 from core.workdir import open_workdir
-from pipelines import build, draw
+from pipelines import build, draw, inputs
 from tests.runs import largest_difference, load_config
 from text import clip, contrastive
 from text.cond import Cond
@@ -148,7 +148,7 @@ def batch_of(config: ConfigDict, step: int) -> Batch:
   words = [f"caption {i % (n - 3)}" for i in range(n)]
   return {
     "x": x,
-    "cond": build.conditions(config, words, [0] * n),
+    "cond": inputs.conditions(config, words, [0] * n),
     "_id": np.arange(step * n, (step + 1) * n, dtype=np.uint32),
     "_mask": np.arange(n) != 4,
   }

@@ -17,7 +17,7 @@ from core.family import Codec, Given, Samples, Spec, sample_keys
 from core.workdir import open_workdir
 from data import source
 from data.source import Dataset
-from pipelines import build, codecs, draw, given, sample
+from pipelines import build, codecs, draw, given, inputs, related, sample
 from pipelines.opened import Opened
 from tests.runs import on, picture_folder, started
 
@@ -46,7 +46,7 @@ def generator(
 
 
 def latents_of(config: ConfigDict) -> Dataset:
-  return build.encoded(config, source.load(config.data, "train"), "train")
+  return inputs.encoded(config, source.load(config.data, "train"), "train")
 
 
 def test_latents_are_encoded_once_file_by_file(place, monkeypatch, capsys):
@@ -86,7 +86,7 @@ def test_prepare_encodes_both_splits_on_all_devices(place, tmp_path, capsys):
       "parallel.backend": "pmap",
     },
   )
-  build.encode_splits(config, lambda split: source.load(config.data, split))
+  inputs.encode_splits(config, lambda split: source.load(config.data, split))
   said = capsys.readouterr().err
   assert said.count("encoding train") == said.count("encoding all") == 1
   many = latents_of(config)
@@ -104,7 +104,7 @@ def test_a_prior_over_the_latents_of_a_vae(place, tmp_path):
   started(vae, tmp_path / "vae")
   config = generator(place, **{"data.codec": str(tmp_path / "vae")})
   family, run = build.family(config), parallel.make(config.parallel)
-  batch = next(build.train_stream(config, source.load(config.data, "train"))(0))
+  batch = next(inputs.train_stream(config, source.load(config.data, "train"))(0))
   state = run.init(family.init, jax.random.key(0), batch)
   opened = build.codec(config)
   assert batch["x"].shape == (8, *opened.codec.spec.shape) == (8, 4, 4, 4)
@@ -137,7 +137,7 @@ def test_batches_and_samples(place, latents):
   files = {"latents": "diffusion/rectified_flow", "tokens": "autoregressive/decoder"}
   config = generator(place, f"configs/{files[latents]}.py", **{"data.latents": latents})
   spec = codecs.spec(config)
-  batch = next(build.train_stream(config, source.load(config.data, "train"))(0))
+  batch = next(inputs.train_stream(config, source.load(config.data, "train"))(0))
   assert batch["x"].shape == (8, *spec.shape)
   assert batch["x"].dtype == spec.dtype
   assert build.example_batch(config)["x"].shape == (1, *spec.shape)
@@ -175,7 +175,7 @@ def test_refusals(place, fields, sentence):
 def test_a_guide_is_for_diffusion(place):
   config = generator(place, "configs/autoregressive/mar.py", **{"sample.guide": "x"})
   with pytest.raises(UserError, match="sample.guide is for diffusion.ddpm"):
-    build.config_of_guide(config)
+    related.guide(config)
 
 
 def test_other_families_refuse_latents(place):
@@ -240,7 +240,7 @@ def test_of_given_pictures_the_latents_are_edited(place, tmp_path, file, latents
   mask[5, 2:4] = 255  # pixels of two places, in row 2
   Image.fromarray(mask).save(tmp_path / "mask.png")
   family, run = build.family(config), parallel.make(config.parallel)
-  batch = next(build.train_stream(config, source.load(config.data, "train"))(0))
+  batch = next(inputs.train_stream(config, source.load(config.data, "train"))(0))
   state = run.init(family.init, jax.random.key(0), batch)
   white = "" if edit == "complete" else str(tmp_path / "mask.png")
   asked = [str(file) for file in files], white
@@ -258,7 +258,7 @@ def test_of_given_pictures_the_latents_are_edited(place, tmp_path, file, latents
   )
   want = jax.jit(opened.codec.encode)(opened.state, jnp.asarray(images))
   np.testing.assert_allclose(known.images, want, atol=1e-4)
-  cond = build.conditions(config, ["a"] * 4, [0] * 4)
+  cond = inputs.conditions(config, ["a"] * 4, [0] * 4)
   keys = sample_keys(jax.random.key(config.sample.seed), 4)
   edited = jax.jit(family.edits[edit])(state, keys, cond, known).images
   kept = np.zeros((4, 4, 1), bool)

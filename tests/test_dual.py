@@ -17,7 +17,7 @@ from core.workdir import open_workdir
 from data.dataset import Dataset, Example
 from eval import aligned, evaluate, features, images, retrieval
 from eval.metrics import alignment
-from pipelines import build, draw, dual, rerank
+from pipelines import build, draw, dual, inputs, rerank
 from pipelines.embed import Dual, Embedder
 from tests.runs import command, load_config, on_folder, picture_folder, run
 from tests.test_scoring import devices, stand_in
@@ -176,14 +176,14 @@ def test_retrieval_of_a_family(config: ConfigDict, tmp_path: Path) -> None:
   )
   family = drawing(0)._replace(towers=towers, sample=None)
   config.text.encoder = "bytes"
-  real, build.conditions = (
-    build.conditions,
+  real, inputs.conditions = (
+    inputs.conditions,
     lambda config, captions, labels: raw(captions),
   )
   try:
     found = scored(config, tmp_path, "retrieval", family)
   finally:
-    build.conditions = real
+    inputs.conditions = real
   first = found["text-to-image-R@1"]
   assert first["by_language"] == {"en": 1, "de": pytest.approx(1 / 9)}
   assert first["value"] == pytest.approx(5 / 9)
@@ -306,7 +306,7 @@ def test_a_workdir_as_frozen_functions(tmp_path: Path) -> None:
   scaled = jnp.asarray(x * np.float32(2 / 255) - 1)
   want = jax.jit(family.towers.images)(state, scaled)
   np.testing.assert_allclose(got, want, atol=1e-5)
-  cond = build.conditions(config, captions, [0] * 3)
+  cond = inputs.conditions(config, captions, [0] * 3)
   want = jax.jit(family.towers.texts)(state, cond)
   np.testing.assert_allclose(embed.texts(captions), want, atol=1e-5)
   # Grey pictures of another size are as colour ones of that.
@@ -342,7 +342,7 @@ def test_a_map_of_frozen_features(
   config.data.languages = ("en",)
   build.features._net.cache_clear()
   data = dataset()
-  seen = build.encoded(config, data, "train")
+  seen = inputs.encoded(config, data, "train")
   assert seen[3].image.shape == (1, 1, 5)
   assert seen.captions(3) == data.captions(3)
   with monkeypatch.context() as patched:
@@ -351,7 +351,7 @@ def test_a_map_of_frozen_features(
     assert (
       seen[5].captions == data[5].captions == {"en": ("class 5",), "de": ("Klasse 5",)}
     )
-  batch = next(build.train_stream(config, data)(0))
+  batch = next(inputs.train_stream(config, data)(0))
   assert batch["x"].shape == (8, 1, 1, 5)
   family, state = saved(config, tmp_path / "run")
   assert state.params["clip"]["towers"]["image"]["head"]["kernel"].shape == (5, 8)

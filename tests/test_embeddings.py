@@ -14,7 +14,7 @@ from core.family import Codec, Samples, Spec, State, sample_keys
 from data import source
 from data.batches import batch_at
 from eval import vectors
-from pipelines import build, draw, dual, embeddings, pictures, system
+from pipelines import build, draw, dual, embeddings, inputs, pictures, system
 from pipelines.opened import Opened, chained
 from tests.runs import load_config, on, picture_folder, started
 from tests.test_systems import drawing, state
@@ -73,7 +73,7 @@ def test_a_vector_is_added_to_pooled_and_makes_four_items() -> None:
 def test_examples_carry_the_vectors_of_their_pictures(place: Path) -> None:
   config = decoder(place)
   pixels = source.load(config.data, "train")
-  data = build.encoded(config, pixels, "train")
+  data = inputs.encoded(config, pixels, "train")
   cond = encoders.raw(config.text)
   batch = batch_at(data, cond, seed=1, step=0, batch_size=4, languages=("en",))
   opened = build.embedder(config)
@@ -84,9 +84,9 @@ def test_examples_carry_the_vectors_of_their_pictures(place: Path) -> None:
   np.testing.assert_allclose(np.linalg.norm(found, axis=1), np.sqrt(dim), rtol=1e-5)
   # The same of pictures that a user gives; none is a vector of zeros.
   images = pictures.from_uint8([pixels.image(i) for i in range(2)])
-  given = build.conditions(config, ["a", "b"], [0, 0], images).embedding
+  given = inputs.conditions(config, ["a", "b"], [0, 0], images).embedding
   np.testing.assert_allclose(given[1], data[1].embedding, atol=1e-5)
-  assert (build.conditions(config, ["a"], [0]).embedding == 0).all()
+  assert (inputs.conditions(config, ["a"], [0]).embedding == 0).all()
 
 
 def prior(place: Path, **fields: object) -> ConfigDict:
@@ -105,13 +105,13 @@ def test_a_prior_reads_the_vector_of_the_caption(place: Path) -> None:
   config = prior(place)
   data = source.load(config.data, "train")
   judge = dual.load(str(place / "clip"), config.parallel)
-  stream = build.train_stream(config, data)
+  stream = inputs.train_stream(config, data)
   batch = next(stream(0))
   spoken = sorted({c for i in range(len(data)) for c in data.captions(i)["en"]})
   raw = jax.tree.map(jnp.asarray, judge.conditions(spoken))
   rows = judge.embed_texts(judge.params, raw)
   rows = np.asarray(rows) * np.sqrt(rows.shape[1])
-  given = build.conditions(config, ["", *spoken], [0] * (len(spoken) + 1))
+  given = inputs.conditions(config, ["", *spoken], [0] * (len(spoken) + 1))
   np.testing.assert_allclose(given.embedding[1:], rows, atol=1e-5)
   assert not given.embedding[0].any()
   tokens = {bytes(np.asarray(t)): i for i, t in enumerate(given.tokens)}
@@ -175,7 +175,7 @@ def test_vectors_are_scored_by_their_angle_to_the_right_ones(place: Path) -> Non
   }
   config = on(place / "pictures", "configs/diffusion/ddpm.py", **fields)
   run, pixels = parallel.make(config.parallel), source.load(config.data, "train")
-  true = build.encoded(config, pixels, "train")
+  true = inputs.encoded(config, pixels, "train")
 
   def sample(state: State, rng: jax.Array, cond: Cond, n: int) -> Samples:
     images = jnp.zeros((n, *true[0].image.shape)).at[..., 0].set(2.0)

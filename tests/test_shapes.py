@@ -20,6 +20,7 @@ from nets.autoencoder import Autoencoder
 from nets.clip_text import TextTower
 from nets.transformer import Encoder
 from pipelines import build as pipelines
+from pipelines import inputs
 from text.cond import Cond
 
 
@@ -73,7 +74,7 @@ def decoder() -> int:
   """
   c = config_of(shapes.unclip_decoder)
   batch = {"x": np.zeros((1, 64, 64, 3), np.float32)}
-  batch["cond"] = pipelines.conditions(c, ["a"], [0])
+  batch["cond"] = inputs.conditions(c, ["a"], [0])
   made = jax.eval_shape(Model(c, Spec((64, 64, 3))).init, jax.random.key(0), batch)
   own = sum(leaf.size for leaf in jax.tree.leaves(made))
   return own + 1025 * 2048 + 1025 * 4 * 2048

@@ -17,7 +17,7 @@ from core.errors import UserError
 from core.family import Family, Samples, Spec, State, sample_keys
 from core.family import make as make_family
 from core.workdir import open_workdir, read_config
-from pipelines import build, published, stages, system
+from pipelines import build, inputs, published, stages, system
 from pipelines.drawn import of_stages as drawn_settings
 from tests.runs import (
   SYSTEMS,
@@ -143,7 +143,7 @@ def conditions(config: ConfigDict, name: str) -> Cond:
   own = ConfigDict(config.stages[name].to_dict())
   other, own.text.embedding = own.text.embedding, ""
   own.text.embedding_of_caption, own.sample.candidates = False, 1
-  cond = build.conditions(own, ["a"], [0])
+  cond = inputs.conditions(own, ["a"], [0])
   if other:
     dim = config.stages[other[1:]].clip.dim
     cond = cond.replace(embedding=np.zeros((1, dim), np.float32))
@@ -238,7 +238,7 @@ def test_a_cascade_draws_what_its_stages_would(tmp_path: Path) -> None:
   settings = drawn_settings(front)
   assert settings["small.steps"] == front.sample.steps + 1
   assert not any(name.startswith("large.") for name in settings)
-  cond = build.conditions(front, ["colour 1", "colour 2"], [0, 0])
+  cond = inputs.conditions(front, ["colour 1", "colour 2"], [0, 0])
   keys = sample_keys(jax.random.key(3), 2)
   drawn = jax.jit(lambda *a: family.sample(*a, 2))(whole, keys, cond)
   fold = jax.vmap(jax.random.fold_in, (0, None))

@@ -19,7 +19,7 @@ from core.train import train
 from core.workdir import open_workdir
 from data import source
 from data.dataset import Dataset
-from pipelines import build, draw, sample, texts
+from pipelines import build, draw, inputs, sample, texts
 from tests import encoders as tiny
 from tests.runs import ROOT, environment, load_config, picture_folder
 from text import cache, frozen
@@ -264,8 +264,8 @@ def test_a_run_reads_the_cache_and_prompts_are_encoded(place, tmp_path, monkeypa
   workdir = open_workdir(str(tmp_path / "run"), c)
   c.train.steps = 2
   build.pin(c, workdir)
-  state = train(c, family, run, build.train_stream(c, load(c)("train")), workdir)
-  batch = next(iter(build.eval_stream(c, load(c)("all"))))
+  state = train(c, family, run, inputs.train_stream(c, load(c)("train")), workdir)
+  batch = next(iter(inputs.eval_stream(c, load(c)("all"))))
   assert batch["cond"].parts[0].seq.shape == (8, 16, 8)
   known = texts.known(c)[1].find("颜色1")
   np.testing.assert_array_equal(batch["cond"].parts[1].pooled[1], known.pooled)

@@ -27,7 +27,7 @@ from diffusion.settings import Estimate, Settings, time_grid
 from nets.autoencoder import Autoencoder
 from nets.pretrained import autoencoder, unet
 from nets.unet import UNet
-from pipelines import build, published
+from pipelines import inputs, published
 from text import tokens
 from text.cond import Cond, guide
 
@@ -309,7 +309,7 @@ def test_from_text_by_a_config(codec: AutoencoderKL, tmp_path: Path) -> None:
   spec = Spec(SHAPE, pixels=False)
   c.data.codec = ""
   family = make(c, spec, **published.frozen(c, spec))
-  cond = build.conditions(c, prompts, [0, 0])
+  cond = inputs.conditions(c, prompts, [0, 0])
   np.testing.assert_allclose(
     np.asarray(cond.parts[0].seq, np.float32), text, rtol=2**-7, atol=1e-3
   )
