@@ -64,10 +64,11 @@ Computation = dict[str, Instruction]
 
 
 class Program(NamedTuple):
-  """All computations by name, and which one runs."""
+  """All computations by name, which one runs, and on how many devices."""
 
   computations: dict[str, Computation]
   entry: str
+  devices: int
 
 
 class Collective(NamedTuple):
@@ -117,7 +118,8 @@ def parse(text: str) -> Program:
     elif " = " in line and line.startswith("  "):
       made = instruction(line)
       current[made.name] = made
-  return Program(computations, entry)
+  ways = re.findall(r"(?:num_partitions|replica_count)=(\d+)", text[:10_000])
+  return Program(computations, entry, math.prod(int(n) for n in ways))
 
 
 def instruction(line: str) -> Instruction:
@@ -198,23 +200,22 @@ def trip_count(program: Program, loop: Instruction) -> int | None:
 
 
 def collectives(program: Program) -> list[Collective]:
-  """Those of a program, each once, the largest first."""
-  found, seen = [], set()
+  """Those of a program, the largest first."""
+  found = []
   for name, times, _, _ in runs(program):
     computation = program.computations[name]
+    targets = " ".join(made.rest for made in computation.values())
+    starts = '"AsyncCollectiveStart"' in targets
     for made in computation.values():
       kind = made.opcode.removesuffix("-start")
       if kind not in COLLECTIVES:
         continue
-      # A TPU's fusions show a collective again where it goes on; its channel is one.
-      channel = re.search(r"channel_id=(\d+)", made.rest)
-      key = channel[1] if channel else f"{name} {made.name}"
-      if key in seen:
+      # A TPU shows a collective again in each fusion during which it goes on.
+      if "async_collective_fusion_config" in made.rest and not starts:
         continue
-      seen.add(key)
       operands = [computation[o].shapes for o in made.operands if o in computation]
-      into = sum(shape.bytes for each in operands for shape in each)
-      out = sum(shape.bytes for shape in made.shapes)
+      into = sum((shape.bytes for each in operands for shape in each), 0.0)
+      out = sum((shape.bytes for shape in made.shapes), 0.0)
       if made.opcode.endswith("-start") and kind in (
         "all-gather",
         "collective-permute",
@@ -223,22 +224,23 @@ def collectives(program: Program) -> list[Collective]:
       size = into if kind in ("reduce-scatter", "all-reduce") else out
       if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
         kind = "reduce-scatter"  # a TPU's fusion of it and the slice that is kept
-      if (devices := group_size(made.rest)) > 1:
+      if (devices := group_size(made.rest, program.devices)) > 1:
         found.append(Collective(kind, size, devices, times))
   return sorted(found, key=lambda each: -each.sent)
 
 
-def group_size(rest: str) -> int:
-  """How many devices take part in a collective together."""
-  if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", rest):
+def group_size(rest: str, devices: int) -> int:
+  """How many of all devices take part in a collective together."""
+  if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", rest):
     sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
-    axes = re.findall(r"'([^']+)'", mesh[2])
-    return math.prod(int(sizes[axis]) for axis in axes)
+    # An axis, or 'axis':(before)size, a part of one.
+    axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])
+    return math.prod(int(part or sizes[axis]) for axis, part in axes)
   if tiled := re.search(r"replica_groups=\[\d+,(\d+)\]<=", rest):
     return int(tiled[1])
   if listed := re.search(r"replica_groups=\{\{([^}]*)\}", rest):
     return listed[1].count(",") + 1
-  return 2 if "source_target_pairs" in rest else 1
+  return 2 if "source_target_pairs" in rest else devices
 
 
 def flops(program: Program) -> Count:

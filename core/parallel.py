@@ -6,7 +6,7 @@ and every mean is over the global batch:
     jit    one device
     pmap   every device holds the whole state and a slice of the batch
     mesh   jit over a mesh (data, fsdp): the batch is cut over both axes, each
-           parameter over fsdp along its longest divisible axis
+           parameter over fsdp as `RULES` say, and made whole where a layer uses it
 
 In all three a `State` is a tree of global arrays, so checkpoints do not know
 how many devices wrote them. Distribution itself is JAX's.
@@ -74,6 +74,15 @@ def initialize() -> None:
 
 
 MIN_SHARDED = 1024  # elements
+# Which axis of a parameter is cut over fsdp, by its name: the first of these that
+# divides. Layers may be stacked in front. Gathered along the inputs, a device's part
+# stays in one piece.
+RULES = {
+  "kernel": (-2, -1),  # of linear maps and convolutions: inputs, outputs
+  "embedding": (-2, -1),  # rows, features
+  "positions": (-1,),
+}
+OTHERS = (-1, -2)
 
 
 def whole(weights: Array) -> Array:
@@ -105,20 +114,23 @@ class Parallel:
     return NamedSharding(self.mesh, PartitionSpec(("data", "fsdp")))
 
   def shardings(self, tree: PyTree) -> PyTree:
-    """Where each leaf of a state lives: its longest divisible axis over fsdp.
+    """Where each leaf of a state lives: cut over fsdp by `RULES`.
 
+    An optimizer's moments and averages have their parameter's name, and so its place.
     Small leaves (biases, norms) stay whole: gathering them costs more than they do.
     """
     ways = self.mesh.shape["fsdp"]
 
-    def place(leaf: Any) -> NamedSharding:
-      fits = [i for i, n in enumerate(leaf.shape) if n % ways == 0 and n >= ways]
-      if ways == 1 or not fits or leaf.size < MIN_SHARDED:
-        return self.replicated
-      longest = max(fits, key=lambda i: leaf.shape[i])
-      return NamedSharding(self.mesh, PartitionSpec(*[None] * longest, "fsdp"))
+    def place(path: tuple, leaf: Any) -> NamedSharding:
+      if ways > 1 and leaf.size >= MIN_SHARDED:
+        name = getattr(path[-1], "key", None) if path else None
+        for axis in RULES.get(name, OTHERS):
+          if leaf.ndim >= -axis and leaf.shape[axis] % ways == 0:
+            before = [None] * (leaf.ndim + axis)
+            return NamedSharding(self.mesh, PartitionSpec(*before, "fsdp"))
+      return self.replicated
 
-    return jax.tree.map(place, tree)
+    return jax.tree_util.tree_map_with_path(place, tree)
 
   def check_batch(
     self, batch_size: int, microbatches: int = 1, field: str = "data.batch_size"

@@ -96,7 +96,7 @@ def measure(program: Program, run: Parallel, chip: Chip) -> dict[str, Any]:
   }
 
 
-def needed_memory(message: str, resident: float) -> float:
+def needed_memory(message: str, resident: float | int) -> float | int:
   """The bytes that XLA says a program would need; 0 where it does not say."""
   size = r"([\d.]+)([KMGT]?)"
   if used := re.search(rf"Used {size} of", message):

@@ -15,9 +15,8 @@ def moved(program: Program) -> float:
     if fused:
       continue
     computation = program.computations[name]
-    total += times * sum(
-      of_instruction(program, computation, made) for made in computation.values()
-    )
+    for made in computation.values():
+      total += times * of_instruction(program, computation, made)
   return total
 
 
@@ -28,7 +27,7 @@ def of_instruction(
   if made.opcode in FREE or made.opcode.endswith("-start"):
     return 0.0
   given = [computation[name] for name in made.operands if name in computation]
-  out = sum(shape.main for shape in made.shapes)
+  out = _size(made)
   match made.opcode:
     case "fusion":
       return of_fusion(program.computations[called(made, "calls")], made, given)
@@ -63,7 +62,7 @@ def of_fusion(
     if part.opcode == "parameter" or shape.fast:
       continue  # passed on as it is
     if part.opcode == "dynamic-update-slice":
-      update = sum(s.bytes for s in inside[part.operands[1]].shapes)
+      update = sum((s.bytes for s in inside[part.operands[1]].shapes), 0.0)
       total += min(shape.bytes, update)
     else:
       total += shape.bytes
@@ -99,11 +98,11 @@ def behind(inside: Computation, made: Instruction) -> Instruction:
 
 
 def _size(made: Instruction) -> float:
-  return sum(shape.main for shape in made.shapes)
+  return sum((shape.main for shape in made.shapes), 0.0)
 
 
 def _main(where: Instruction, what: Instruction) -> float:
   """Bytes of `what`, if `where` lies in the main memory."""
   if all(shape.fast for shape in where.shapes):
     return 0.0
-  return sum(shape.bytes for shape in what.shapes)
+  return sum((shape.bytes for shape in what.shapes), 0.0)

@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from nets.attention import SelfAttention
-from nets.layers import Dense
+from nets.layers import Dense, Embed
 from nets.pretrained import convert as to
 from nets.pretrained import hugging_face as hf
 
@@ -84,9 +84,7 @@ class TextTower(nn.Module):
   ) -> tuple[Float[Array, "b l {self.dim}"], Float[Array, "b e"]]:
     """Tokens where `mask` is False are not read; None reads all."""
     length, normal = tokens.shape[1], nn.initializers.normal
-    embed = nn.Embed(
-      self.vocab_size, self.dim, embedding_init=normal(0.02), name="tokens"
-    )
+    embed = Embed(self.vocab_size, self.dim, embedding_init=normal(0.02), name="tokens")
     positions = self.param("positions", normal(0.01), (self.length, self.dim))
     x = (embed(tokens) + positions[:length]).astype(self.dtype)
     if self.causal:

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from core import noise
+from nets.layers import Dense
 
 
 def sinusoidal(
@@ -66,8 +67,8 @@ class NoiseEmbedding(nn.Module):
     else:
       x = noise.timestep(logsnr, self.clock)
     x = sinusoidal(x, self.frequencies)
-    x = jax.nn.silu(nn.Dense(self.dim, dtype=self.dtype)(x))
-    return nn.Dense(self.dim, dtype=self.dtype)(x)
+    x = jax.nn.silu(Dense(self.dim, dtype=self.dtype)(x))
+    return Dense(self.dim, dtype=self.dtype)(x)
 
 
 def fourier(

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Bool, Float, Integer
 
 from core.parallel import whole
@@ -31,6 +32,14 @@ def _conv(x: Array, kernel: Array, *args: Any, **settings: Any) -> Array:
 Conv = functools.partial(
   nn.Conv, kernel_size=(3, 3), padding=1, conv_general_dilated=_conv
 )
+
+
+def _table(*arrays: Array, **settings: Any) -> list[Array]:
+  *query, table = arrays
+  return promote_dtype(*query, whole(table), **settings)
+
+
+Embed = functools.partial(nn.Embed, promote_dtype=_table)
 
 
 def unit(x: Float[Array, "b d"]) -> Float[Array, "b d"]:

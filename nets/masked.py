@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from nets.decoder import Decoder, rotary_angles
 from nets.embeddings import NoiseEmbedding
-from nets.layers import Dense
+from nets.layers import Dense, Embed
 from nets.stream import INIT, grid_positions, readable
 from text.cond import Cond
 
@@ -77,7 +77,7 @@ class MaskedTokens(nn.Module):
   ) -> Float[Array, "b l {self.vocab}"]:
     dim, channels = self.trunk.decoder.dim, self.trunk.shape[-1]
     own = jnp.arange(x.shape[1]) % channels * self.vocab
-    table = nn.Embed(channels * self.vocab, dim, embedding_init=INIT, name="values")
+    table = Embed(channels * self.vocab, dim, embedding_init=INIT, name="values")
     y = self.trunk(table(own + x), hidden, cond, ids)
     return Dense(self.vocab, use_bias=False, kernel_init=INIT, name="head")(y)
 

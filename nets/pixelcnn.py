@@ -78,7 +78,7 @@ class GatedBlock(nn.Module):
     y = Dropout(self.dropout)(concat_elu(y), ids)
     y = conv(y, 2 * width, "conv_1", kernel_init=nn.initializers.zeros)
     if vec is not None:
-      y = y + nn.Dense(2 * width, dtype=self.dtype, name="vec")(vec)[:, None, None]
+      y = y + Dense(2 * width, dtype=self.dtype, name="vec")(vec)[:, None, None]
     a, b = jnp.split(y, 2, axis=-1)
     return x + a * jax.nn.sigmoid(b)
 

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from nets.decoder import Decoder, rotary_angles
-from nets.layers import Dense
+from nets.layers import Dense, Embed
 from text.bytes import VOCAB_SIZE
 from text.cond import Cond
 
@@ -36,8 +36,8 @@ class Stream(nn.Module):
     dim, dtype = self.decoder.dim, self.decoder.dtype
     channels = self.shape[-1]
     self.start = self.param("start", INIT, (dim,))
-    self.values = nn.Embed(channels * self.vocab, dim, embedding_init=INIT)
-    self.channels = nn.Embed(channels, dim, embedding_init=INIT)
+    self.values = Embed(channels * self.vocab, dim, embedding_init=INIT)
+    self.channels = Embed(channels, dim, embedding_init=INIT)
     self.text, self.pooled = (Dense(dim, dtype=dtype) for _ in range(2))
     self.head = Dense(self.vocab, use_bias=False, kernel_init=INIT)
 
@@ -102,7 +102,7 @@ class TextItems(nn.Module):
     b, length = cond.tokens.shape
     begin = self.param("begin", INIT, (1, 1, self.dim))
     padding = self.param("padding", INIT, (length, self.dim))
-    values = nn.Embed(VOCAB_SIZE, self.dim, embedding_init=INIT, name="bytes")
+    values = Embed(VOCAB_SIZE, self.dim, embedding_init=INIT, name="bytes")
     own = jnp.where(cond.mask[..., None], values(cond.tokens), padding)
     seq = jnp.concatenate([jnp.broadcast_to(begin, (b, 1, self.dim)), own], axis=1)
     return Cond(seq=seq, mask=jnp.ones((b, length + 1), bool))

@@ -37,7 +37,7 @@ class ConcatSquash(nn.Module):
     own = {"dtype": self.dtype, "kernel_init": self.kernel_init}
     x = neighbours(x) if self.wide else x
     layer = Dense(self.features, name="layer", **own)
-    vec = nn.Dense(2 * self.features, name="time", **own)(vec)
+    vec = Dense(2 * self.features, name="time", **own)(vec)
     gate, shift = jnp.split(vec[:, None, None], 2, axis=-1)
     return layer(x) * jax.nn.sigmoid(gate) + shift
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from core import cli, flops, parallel, roofline
 from core.chips import Chip
 from core.errors import UserError, unknown
-from core.family import Batch, Family, State, count_params
+from core.family import Batch, Family, State
 from core.parallel import Parallel
 from core.roofline import Program
 from core.workdir import named, resolved
@@ -97,7 +97,8 @@ def step(config: ConfigDict, run: Parallel, chip: Chip) -> Figures:
   plain = counted(config, remat=False)
   found = roofline.measure(Program(lowered, needed, plain, resident), run, chip)
   found["memory"] |= own | {"batch": rows / run.mesh.size}
-  return {"parameters": count_params(state.params)} | found
+  count = sum(a.size for a in jax.tree.leaves(state.params))
+  return {"parameters": count} | found
 
 
 def draw(config: ConfigDict, run: Parallel, chip: Chip) -> Figures:

@@ -141,7 +141,7 @@ def of_tried(tried: Sequence[Figures], chip: Chip) -> list[str]:
   return lines
 
 
-def size(n: float) -> str:
+def size(n: float | int) -> str:
   """Bytes, in the unit that suits."""
   for unit, by in (("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
     if n >= by:

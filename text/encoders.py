@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from core.errors import UserError, unknown
-from nets.layers import Dense, masked_mean
+from nets.layers import Dense, Embed, masked_mean
 from nets.transformer import Encoder
 from text import frozen
 from text.bytes import VOCAB_SIZE, tokenize
@@ -44,7 +44,7 @@ class BytesEncoder(nn.Module):
     tokens, mask = cond.tokens, cond.mask
     init = nn.initializers.normal(0.02)
     positions = self.param("positions", init, (tokens.shape[1], self.dim))
-    seq = nn.Embed(VOCAB_SIZE, self.dim, embedding_init=init, name="bytes")(tokens)
+    seq = Embed(VOCAB_SIZE, self.dim, embedding_init=init, name="bytes")(tokens)
     seq = Encoder(self.dim, self.depth, self.heads, dtype=self.dtype)(
       seq + positions, mask
     )
@@ -60,7 +60,7 @@ class LabelEncoder(nn.Module):
   @nn.compact
   def __call__(self, cond: Cond) -> Cond:
     """label [b] -> pooled [b, dim]."""
-    table = nn.Embed(self.classes + 1, self.dim, name="classes")
+    table = Embed(self.classes + 1, self.dim, name="classes")
     return Cond(pooled=table(jnp.where(cond.label < 0, self.classes, cond.label)))
 
 
@@ -163,8 +163,8 @@ class WithEmbedding(nn.Module):
     """What `encoder` reads and embedding [b, e] -> seq [b, l + 4, dim], pooled."""
     vector, encoded = cond.embedding, self.encoder(cond.replace(embedding=None))
     known = jnp.any(vector != 0, axis=-1, keepdims=True)
-    pooled = nn.Dense(self.dim, use_bias=False, name="pooled")(vector)
-    seq = nn.Dense(4 * self.dim, use_bias=False, name="items")(vector)
+    pooled = Dense(self.dim, use_bias=False, name="pooled")(vector)
+    seq = Dense(4 * self.dim, use_bias=False, name="items")(vector)
     seq = seq.reshape(-1, 4, self.dim)
     mask = jnp.broadcast_to(known, seq.shape[:2])
     if encoded.pooled is not None:
