@@ -5,27 +5,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int, UInt8
 from ml_collections import ConfigDict
 
 from core.errors import UserError
 from core.family import Family, State
 from core.parallel import Parallel
 from data.dataset import Dataset
-from eval import features, images
+from eval import images
 from eval.aligned import by_prompt
 from pipelines.drawn import Drawn
 
 METRICS = ("recognised",)
-Vectors = Float[np.ndarray, "_ d"]
+Pixels = UInt8[np.ndarray, "_ d"]
 
 
 class RecognisedScores:
   """state -> the share of samples whose nearest reference picture has their caption.
 
-  Nearest by Euclidean distance of a frozen net's features, among all pictures of
-  `eval.reference_split`. No dual encoder judges, so captions in all languages are
-  judged alike; it is for data in which few pictures resemble one another. `chance` is
+  Nearest by Euclidean distance of pixels, among all pictures of `eval.reference_split`.
+  No network judges, so captions in all languages are judged alike; it is for data of
+  few and simple pictures, which a generator can draw as they are. `chance` is
   that of a picture drawn for another caption of the same data, at random.
 
   Args:
@@ -53,8 +53,6 @@ class RecognisedScores:
         f" {config.family} was trained without captions: leave it out."
       )
     settings = config.eval
-    net = features.load(settings.features, settings.resize)
-    self._extract = features.Extractor(net, run, settings.resize, settings.batch_size)
     split = settings.reference_split or config.data.train_split
     self._data = load(split)
     self._real = images.of_dataset(self._data, split)
@@ -69,7 +67,10 @@ class RecognisedScores:
       UserError: pictures are not finite, or the disk is full.
     """
     drawn = images.of_array("samples", self._draw(state))
-    real, found = self._extract.cached(self._real).values, self._extract(drawn).values
+    real, found = (
+      np.stack([own.read(i).reshape(-1) for i in range(own.length)])
+      for own in (self._real, drawn)
+    )
     prompts, data = self._draw.captions, self._data
     own = [
       {c for code in self._languages for c in data.captions(i).get(code, ())}
@@ -81,9 +82,8 @@ class RecognisedScores:
       code: [(data.captions(i).get(code) or ("",))[0] for i in self._draw.places]
       for code in self._languages
     }
-    net = self._extract.net
     record = {
-      "metric": f"recognised-{net.name}",
+      "metric": "recognised",
       "value": float(right.mean()),
       "error": float(right.std() / len(right) ** 0.5),
       "by_language": by_prompt(right, prompts, spoken),
@@ -92,10 +92,10 @@ class RecognisedScores:
       "reference": self._real.name,
       "num_reference": self._real.length,
     }
-    return [record | net.provenance | self._draw.provenance(state)]
+    return [record | self._draw.provenance(state)]
 
 
-def nearest(queries: Vectors, keys: Vectors) -> Int[np.ndarray, " _"]:
+def nearest(queries: Pixels, keys: Pixels) -> Int[np.ndarray, " _"]:
   """The key at the least Euclidean distance of each query."""
   q, k = queries.astype(np.float64), keys.astype(np.float64)
   return ((k**2).sum(1) - 2 * q @ k.T).argmin(1)

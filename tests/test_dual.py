@@ -138,17 +138,15 @@ def test_samples_and_their_captions(config: ConfigDict, tmp_path: Path) -> None:
 
 
 def test_samples_that_are_nearest_to_their_own_pictures(
-  config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+  config: ConfigDict, tmp_path: Path
 ) -> None:
   """Those three classes further are nearest to another's, but for the last class."""
-  net = stand_in()
-  monkeypatch.setattr(features, "load", lambda *_: net)
-  own = scored(config, tmp_path, "recognised", drawing(0.0))["recognised-StandIn"]
+  own = scored(config, tmp_path, "recognised", drawing(0.0))["recognised"]
   assert own["value"] == 1
   assert own["by_language"] == {"en": 1, "de": 1}
   assert own["chance"] == pytest.approx(18 / 144)
   config.sample.seed = 1
-  off = scored(config, tmp_path, "recognised", drawing(0.3))["recognised-StandIn"]
+  off = scored(config, tmp_path, "recognised", drawing(0.3))["recognised"]
   assert off["value"] == pytest.approx(1 / 12)
   config.text.encoder = "none"
   with pytest.raises(UserError, match="asks whether a picture is what was asked for"):
