@@ -30,7 +30,7 @@ def of_instruction(
   out = _size(made)
   match made.opcode:
     case "fusion":
-      return of_fusion(program.computations[called(made, "calls")], made, given)
+      return of_fusion(program, made, given)
     case "dynamic-slice" | "slice" | "gather":
       return _main(given[0], made) + out
     case "dynamic-update-slice" | "scatter":
@@ -44,57 +44,69 @@ def of_instruction(
   return out + sum(_size(each) for each in given)
 
 
-def of_fusion(
-  inside: Computation, made: Instruction, given: list[Instruction]
-) -> float:
+def of_fusion(program: Program, made: Instruction, given: list[Instruction]) -> float:
   """Bytes that a fusion moves: of operands and results what is really touched."""
+  inside = program.computations[called(made, "calls")]
   total = 0.0
   for each in inside.values():
-    if each.opcode != "parameter":
-      continue
-    source = given[int(each.given)]
-    total += min(_size(source), touched(inside, each, source))
+    if each.opcode == "parameter":
+      source = given[int(each.given)]
+      total += min(_size(source), touched(program, inside, each, source))
   root = next(each for each in inside.values() if each.root)
   parts = [inside[n] for n in root.operands] if root.opcode == "tuple" else [root]
-  results = made.shapes
-  for part, shape in zip(parts, results, strict=False):
-    part = behind(inside, part)
+  for part, shape in zip(parts, made.shapes, strict=False):
+    where, part = behind(program, inside, part)
     if part.opcode == "parameter" or shape.fast:
       continue  # passed on as it is
     if part.opcode == "dynamic-update-slice":
-      update = sum((s.bytes for s in inside[part.operands[1]].shapes), 0.0)
+      update = sum((s.bytes for s in where[part.operands[1]].shapes), 0.0)
       total += min(shape.bytes, update)
     else:
       total += shape.bytes
   return total
 
 
-def touched(inside: Computation, each: Instruction, source: Instruction) -> float:
-  """Bytes that a fusion reads of one of its operands."""
+def touched(
+  program: Program, inside: Computation, each: Instruction, source: Instruction
+) -> float:
+  """Bytes that a fusion reads of one of its operands, which is `source` outside."""
   total = 0.0
   for user in inside.values():
     if each.name not in user.operands:
       continue
-    if user.opcode == "dynamic-slice" and user.operands[0] == each.name:
-      total += _main(source, user)
-    elif user.opcode == "dynamic-update-slice" and user.operands[0] == each.name:
-      continue  # what is not overwritten stays where it is
-    elif user.opcode == "tuple":
-      continue
-    elif user.opcode in ("bitcast", "fusion") and not user.root:
-      # A fusion in a fusion: by what is inside it, if that is only a slice.
-      inner = user.opcode == "bitcast"
-      total += touched(inside, user, source) if inner else _size(source)
-    else:
-      return _size(source)
+    first = user.operands[0] == each.name
+    match user.opcode:
+      case "dynamic-slice" if first:
+        total += _main(source, user)
+      case "dynamic-update-slice" if first:
+        pass  # what is not overwritten stays where it is
+      case "tuple":
+        pass
+      case "bitcast":
+        total += touched(program, inside, user, source)
+      case "fusion":
+        within = program.computations[called(user, "calls")]
+        for inner in within.values():
+          if inner.opcode == "parameter":
+            passed = user.operands[int(inner.given)] == each.name
+            total += touched(program, within, inner, source) if passed else 0.0
+      case _:
+        return _size(source)
   return total
 
 
-def behind(inside: Computation, made: Instruction) -> Instruction:
-  """What a bitcast shows."""
-  while made.opcode == "bitcast" and made.operands[0] in inside:
-    made = inside[made.operands[0]]
-  return made
+def behind(
+  program: Program, inside: Computation, made: Instruction
+) -> tuple[Computation, Instruction]:
+  """What a bitcast or the end of a fusion within shows, and where it is."""
+  while True:
+    if made.opcode == "bitcast" and made.operands[0] in inside:
+      made = inside[made.operands[0]]
+    elif made.opcode == "fusion":
+      inside = program.computations[called(made, "calls")]
+      made = next(each for each in inside.values() if each.root)
+    else:
+      return inside, made
 
 
 def _size(made: Instruction) -> float:

@@ -136,13 +136,20 @@ dynamic_slice_sizes={1,8,8}
   ROOT %bitcast.1 = f32[8,8]{1,0} bitcast(%dynamic-slice.1)
 }
 
+%of_slice (whole: f32[5,8,8], j: s32[]) -> f32[8,8] {
+  %whole = f32[5,8,8]{2,1,0} parameter(0)
+  %j = s32[]{:T(128)S(6)} parameter(1)
+  %slice.3 = f32[8,8]{1,0} fusion(%whole, %j), kind=kLoop, calls=%slice
+  ROOT %double = f32[8,8]{1,0} add(%slice.3, %slice.3)
+}
+
 %body (p: (s32[], f32[5,8,8])) -> (s32[], f32[5,8,8]) {
   %p = (s32[]{:T(128)S(6)}, f32[5,8,8]{2,1,0}) parameter(0)
   %n = s32[]{:T(128)S(6)} get-tuple-element(%p), index=0
   %w = f32[5,8,8]{2,1,0} get-tuple-element(%p), index=1
   %small = bf16[1,8,8]{2,1,0:T(8,128)(2,1)S(1)} constant({...})
   %large = f32[8,64]{1,0} constant({...})
-  %one = f32[8,8]{1,0} fusion(%w, %n), kind=kLoop, calls=%slice
+  %one = f32[8,8]{1,0} fusion(%w, %n), kind=kLoop, calls=%of_slice
   %gone = bf16[1,8,64]{2,1,0} fusion(%small), kind=kCustom, calls=%start
   %gone.2 = bf16[1,8,64]{2,1,0} fusion(%small), kind=kOutput, calls=%goes_on
   %part = f32[8,8]{1,0} fusion(%large), kind=kCustom, calls=%all-reduce-scatter.1
