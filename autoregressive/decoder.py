@@ -84,7 +84,7 @@ def of_stream(
   settings = sampling.make(config.sample, numbers.vocab)
   checks.refuse_small_pictures(config)
   encoders.check_guidance(config.text, settings.guidance_scale)
-  guides = settings.guidance_scale != 1 and config.text.encoder != "none"
+  guides = settings.guidance_scale != 1 and encoders.conditional(config.text)
 
   def init(rng: Array, batch: Batch) -> PyTree:
     x = numbers.read(jnp.asarray(batch["x"][:1]))

@@ -67,3 +67,18 @@ def of_codecs(
   if "latents" in codecs:
     found["interpolate"] = edit(interpolate, "latents")
   return found
+
+
+def slerp(
+  a: Float[Array, "..."], b: Float[Array, "..."], share: Float[Array, " n"]
+) -> Float[Array, "n ..."]:
+  """sin((1 - s) theta) / sin(theta) a + sin(s theta) / sin(theta) b.
+
+  theta is the angle between a and b (Shoemake 1985); DDIM, appendix D.5. Straight
+  where they are parallel.
+  """
+  cosine = jnp.vdot(a, b) / (jnp.linalg.norm(a) * jnp.linalg.norm(b))
+  theta = jnp.arccos(jnp.clip(cosine, -1 + 1e-6, 1 - 1e-6))
+  shape = (-1, *(1,) * a.ndim)
+  first, second = (jnp.sin(s * theta) / jnp.sin(theta) for s in (1 - share, share))
+  return first.reshape(shape) * a + second.reshape(shape) * b

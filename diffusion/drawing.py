@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from ml_collections import ConfigDict
 
 from core import noise
+from core.edits import slerp
 from core.family import Given, Samples, sample_keys
 from diffusion import sampler as samplers
 from diffusion.denoiser import Model, degraded
@@ -54,7 +55,7 @@ def denoiser(
       level = jnp.full(n, settings.augmentation)
       cond = degraded(cond, own, level, model.low_size)
     leads = lead._replace(scale=scale)
-    twice = scale != 1 and guide is None and has_text(cond)
+    twice = scale != 1 and guide is None and conditional(cond)
     encoded = model.encode(params, cond.with_null() if twice else cond)
     plain = jax.tree.map(lambda a: a[:n], encoded) if twice else encoded
     theirs = None if guide is None else guide.encode(guide_params, cond)
@@ -90,9 +91,10 @@ def denoiser(
   return make
 
 
-def has_text(cond: Cond) -> bool:
-  """Whether there is anything but a picture in a raw condition."""
-  return any(a is not None for a in (cond.tokens, cond.label, cond.parts))
+def conditional(cond: Cond) -> bool:
+  """Whether there is anything but a small picture in a raw condition."""
+  own = cond.tokens, cond.label, cond.parts, cond.embedding
+  return any(a is not None for a in own)
 
 
 def estimate_of(
@@ -250,18 +252,3 @@ def noised(
   own = jax.vmap(jax.random.fold_in, (0, None))(keys, 2**32 - 3)
   eps = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(own)
   return noise.diffuse(images, eps, jnp.full(len(images), logsnr), schedule.scaling)
-
-
-def slerp(
-  a: Float[Array, "..."], b: Float[Array, "..."], share: Float[Array, " n"]
-) -> Float[Array, "n ..."]:
-  """sin((1 - s) theta) / sin(theta) a + sin(s theta) / sin(theta) b.
-
-  theta is the angle between a and b (Shoemake 1985); DDIM, appendix D.5. Straight
-  where they are parallel.
-  """
-  cosine = jnp.vdot(a, b) / (jnp.linalg.norm(a) * jnp.linalg.norm(b))
-  theta = jnp.arccos(jnp.clip(cosine, -1 + 1e-6, 1 - 1e-6))
-  shape = (-1, *(1,) * a.ndim)
-  first, second = (jnp.sin(s * theta) / jnp.sin(theta) for s in (1 - share, share))
-  return first.reshape(shape) * a + second.reshape(shape) * b

@@ -14,7 +14,7 @@ from core.errors import UserError
 from core.family import Family, Samples, State
 from core.parallel import Parallel
 from data.dataset import Dataset, words
-from pipelines import build, given, pictures, rerank, sample, texts
+from pipelines import build, embeddings, given, pictures, rerank, sample, texts
 
 
 def preview(
@@ -85,6 +85,9 @@ def request(
     UserError: what `sample`, `given` and `rerank` refuse.
   """
   rerank.check(config, edits=bool(images))
+  reads_captions = config.text.encoder in ("bytes", "frozen")
+  if images and reads_captions and embeddings.like_pictures(config):
+    prompts = prompts or [""]  # a variation of a picture needs no caption
   prompts = sample.prompts_for(config, prompts, load)
   labels = sample.labels_for(config, prompts, load)
   texts.report(config, [*prompts, config.sample.negative_prompt])

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
+from core.edits import slerp
 from core.errors import UserError
 from core.family import Codec, Samples
 from data.dataset import Dataset, Example
@@ -104,6 +105,17 @@ def embed(
     found = jax.jit(opened.codec.encode)(opened.state, images)
     found = np.asarray(jax.device_get(found)).reshape(n, -1)
   return cond.replace(embedding=found)
+
+
+def between(cond: Cond, n: int) -> Cond:
+  """Vectors from that of the first row to that of row n - 1, in equal steps.
+
+  Spherical interpolation (section 3.2). Rows from n on, of padding, stay as they are.
+  """
+  vectors = cond.embedding
+  ends = (jnp.asarray(vectors[i]) for i in (0, n - 1))
+  path = slerp(*ends, jnp.linspace(0, 1, n))
+  return cond.replace(embedding=np.concatenate([path, vectors[n:]]))
 
 
 CAPTIONS = 64  # that are embedded at once

@@ -28,7 +28,9 @@ def drawer(
 ) -> sample.Sampler:
   """state -> `sample.per_prompt` pictures of each prompt, from `files` if any.
 
-  Super-resolution enlarges them, all others edit them as `sample.edit` says.
+  Super-resolution enlarges them, what reads vectors of pictures draws others like them
+  or, with `sample.edit` interpolate, like what lies between two of them; all others
+  edit them as `sample.edit` says.
 
   Raises:
     UserError: what the functions below refuse, or a mask that nothing is for.
@@ -48,11 +50,20 @@ def drawer(
     raise UserError(
       f"this generator {does}: give --image=FILE, one for all prompts or one for each."
     )
+  if starts:
+    check_start(config, len(files), len(prompts))
   if files and not starts:
     images = read(config, files), read_mask(config, mask)
     return editor(config, family, run, prompts, labels, *images, each)
+  if files and len(prompts) == 1:
+    prompts, labels = list(prompts) * len(files), list(labels) * len(files)
   small = small_pictures(config, files, prompts, load)
-  return sample.sampler(config, family, run, prompts, labels, each, small)
+  between = starts and config.sample.edit == "interpolate"
+  if not between:
+    return sample.sampler(config, family, run, prompts, labels, each, small)
+  rows = [0] * (each - 1) + [1]
+  given = ([a[i] for i in rows] for a in (prompts, labels))
+  return sample.sampler(config, family, run, *given, 1, small[rows], between)
 
 
 def editor(
@@ -92,6 +103,23 @@ def editor(
   return lambda state: draw(state, 0, captions, labels)
 
 
+def check_start(config: ConfigDict, images: int, prompts: int) -> None:
+  """Whether `sample.edit` is for a generator that starts from a picture.
+
+  Raises:
+    UserError: it is not, or `check_between` refuses.
+  """
+  edit, like = config.sample.edit, embeddings.like_pictures(config)
+  if edit == "interpolate" and like:
+    check_between(images, prompts)
+  elif edit != "image_to_image":
+    known = "'image_to_image' or 'interpolate'" if like else "'image_to_image'"
+    raise UserError(
+      f"sample.edit={edit!r} is not for a generator that starts from a picture: set it"
+      f" to {known}."
+    )
+
+
 def check_between(images: int, prompts: int) -> None:
   """Raises UserError unless there are two pictures and one prompt, to interpolate."""
   for name, count, wanted in (("--image", images, 2), ("--prompt", prompts, 1)):
@@ -110,7 +138,8 @@ def names(
   if not files:
     return list(prompts)
   edit = "enlarge" if config.data.low_size else config.sample.edit
-  edit = "vary" if embeddings.like_pictures(config) else edit
+  if embeddings.like_pictures(config) and edit != "interpolate":
+    edit = "vary"
   stems = [Path(file).stem for file in files]
   if edit == "interpolate":
     stems = [" ".join(stems)]

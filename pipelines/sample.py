@@ -29,18 +29,21 @@ def sampler(
   labels: Sequence[int],
   each: int,
   images: Float[np.ndarray, "n h w c"] | None = None,
+  between: bool = False,
 ) -> Sampler:
   """state -> `each` samples of each prompt, in order of prompts; compiled once.
 
-  `images`, one a prompt, are what super-resolution starts from. The noise of sample i
-  depends on `config.sample.seed` and on i alone.
+  `images`, one a prompt, are what super-resolution starts from, or what is drawn shall
+  be like. The noise of sample i depends on `config.sample.seed` and on i alone; see
+  `batch_sampler` for `between`.
   """
   captions = [p for p in prompts for _ in range(each)]
   labels = [label for label in labels for _ in range(each)]
   images = None if images is None else images.repeat(each, axis=0)
   n = len(captions)
   # So that the devices share the work evenly.
-  draw = batch_sampler(config, family, run, n + -n % run.mesh.size)
+  size = n + -n % run.mesh.size
+  draw = batch_sampler(config, family, run, size, between=between)
   return lambda state: draw(state, 0, captions, labels, images)
 
 
@@ -52,6 +55,7 @@ def batch_sampler(
   film: bool = True,
   given: Given | None = None,
   vectors: bool = False,
+  between: bool = False,
 ) -> Callable[..., Samples]:
   """(state, first, captions, labels, images=None) -> samples first, first + 1, ...
 
@@ -59,7 +63,8 @@ def batch_sampler(
   `config.sample.seed` and on i alone. Without `film` there are no frames. With `given`,
   `size` pictures, they are not drawn anew but edited, by `config.sample.edit`; of a
   generator of latents, it is their latents that are. A prior, which draws vectors, is
-  refused but with `vectors`.
+  refused but with `vectors`. With `between` all have the noise of the first, and are
+  like what lies between the first and the last of `images` (`embeddings.between`).
 
   Raises:
     UserError: a family that draws nothing, a negative prompt for a generator that reads
@@ -70,17 +75,7 @@ def batch_sampler(
       f"{config.family} draws no pictures, it tells how well they fit captions: use"
       " --mode=eval, or name its workdir in eval.clip of a generator's run."
     )
-  negative = config.sample.negative_prompt
-  if negative and config.text.encoder not in ("bytes", "frozen"):
-    raise UserError(
-      f"sample.negative_prompt={negative!r} needs a generator of captions, and"
-      f" text.encoder is {config.text.encoder!r}; set it to ''."
-    )
-  if negative and (config.sample.guide or config.sample.guidance_scale == 1):
-    raise UserError(
-      f"sample.negative_prompt={negative!r} is what guidance leads away from: set"
-      " sample.guidance_scale above 1, and sample.guide to ''."
-    )
+  check_negative(config)
   codec = build.codec(config)
   if codec and not (codec.codec.pictures or vectors):
     raise UserError(
@@ -92,7 +87,8 @@ def batch_sampler(
   if given is not None and config.sample.edit not in family.edits:
     raise unknown("sample.edit", config.sample.edit, family.edits)
 
-  fn = run.run(drawing(config, family, run, size, codec, film, given, vectors))
+  compute = drawing(config, family, run, size, codec, film, given, vectors, between)
+  fn = run.run(compute)
 
   def draw(
     state: State,
@@ -110,20 +106,49 @@ def batch_sampler(
       [*labels, *labels[:1] * pad],
       images,
     )
-    if negative:
-      others = inputs.conditions(config, [negative] * size, [0] * size)
-      cond = jax.tree.map(
-        lambda own, other: own.replace(negative=other),
-        cond,
-        others,
-        is_leaf=lambda part: isinstance(part, Cond),
-      )
+    if between:
+      cond = embeddings.between(cond, n)
+    cond = with_negative(config, cond, size)
     cond = run.put(slice_of_process(cond))
     out = fn(state, np.uint32(first), cond, codec.state if codec else None)
     images, frames, nfe = jax.device_get(out)
     return Samples(images[:n], frames[:, :n], nfe[:n])
 
   return draw
+
+
+def check_negative(config: ConfigDict) -> None:
+  """Raises UserError if `sample.negative_prompt` is of no use, also of a stage."""
+  if "stages" in config:
+    for own in config.stages.values():
+      check_negative(own)
+    return
+  negative, text = config.sample.negative_prompt, config.text
+  if not negative:
+    return
+  if text.encoder not in ("bytes", "frozen"):
+    raise UserError(
+      f"sample.negative_prompt={negative!r} needs a generator of captions, and"
+      f" text.encoder is {text.encoder!r}; set it to ''."
+    )
+  if config.sample.guide or config.sample.guidance_scale == 1:
+    raise UserError(
+      f"sample.negative_prompt={negative!r} is what guidance leads away from: set"
+      " sample.guidance_scale above 1, and sample.guide to ''."
+    )
+
+
+def with_negative(
+  config: ConfigDict, cond: Cond | dict[str, Cond], size: int
+) -> Cond | dict[str, Cond]:
+  """The conditions with what `sample.negative_prompt` says, of each stage its own."""
+  if "stages" in config:
+    parts = config.stages
+    return {k: with_negative(parts[k], own, size) for k, own in cond.items()}
+  negative = config.sample.negative_prompt
+  if not negative:
+    return cond
+  return cond.replace(negative=inputs.conditions(config, [negative] * size, [0] * size))
 
 
 def drawing(
@@ -135,11 +160,16 @@ def drawing(
   film: bool = True,
   given: Given | None = None,
   vectors: bool = False,
+  same: bool = False,
 ) -> Callable[[State, jax.Array, Cond, Any], Samples]:
-  """(state, first, cond, state of the codec) -> samples; see `batch_sampler`."""
+  """(state, first, cond, state of the codec) -> samples; see `batch_sampler`.
+
+  With `same` all have the noise of the first.
+  """
 
   def compute(state: State, first: jax.Array, cond: Cond, decoder: Any) -> Samples:
-    ids = first + jnp.arange(size, dtype=jnp.uint32)
+    ids = jnp.arange(size, dtype=jnp.uint32)
+    ids = first + (jnp.zeros_like(ids) if same else ids)
     keys = example_keys(jax.random.key(config.sample.seed), ids)
     # The keys are cut over the devices, and so is what is drawn from them.
     keys = jax.lax.with_sharding_constraint(keys, run.rows)
@@ -190,7 +220,7 @@ def prompts_for(
   Raises:
     UserError: prompts for an unconditional generator, or none to be found.
   """
-  if config.text.encoder == "none":
+  if config.text.encoder == "none" and not config.text.embedding_of_caption:
     if given:
       raise UserError("this generator is unconditional; leave --prompt out.")
     return ["any"]

@@ -43,10 +43,13 @@ class Exact(nn.Module):
 
 
 class Means(nn.Module):
-  """label -> its mean."""
+  """label -> its mean; of a vector instead that of class 0, and of zeros no class."""
 
   def __call__(self, cond):
-    return Cond(pooled=MEANS[cond.label][:, None])
+    label = cond.label
+    if label is None:
+      label = jnp.where(cond.embedding.any(1), 0, -1)
+    return Cond(pooled=MEANS[label][:, None])
 
 
 def parts(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from core import noise
+from core import edits, noise
 from core.family import Given, sample_keys
 from diffusion import denoiser, drawing
 from tests.exact import MEANS, SPEC, STD, parts
@@ -53,6 +53,19 @@ def test_guidance_pushes_away_from_no_class_and_negatives_from_theirs(monkeypatc
   cond = labels(*[1] * 60).replace(negative=labels(*[0] * 60))
   negative = draw(config, model, cond).images.mean()
   np.testing.assert_allclose(negative, 2 * 0.4 - (-0.4), atol=0.03)
+
+
+def test_a_vector_without_text_is_guided_too(monkeypatch):
+  fields = {"text__encoder": "none", "text__embedding": "somewhere"}
+  config, model = parts(monkeypatch, sample__guidance_scale=2.0, **fields)
+  x, logsnr = jax.random.normal(KEY, (N, *SPEC.shape)), jnp.zeros(N)
+  keys, vector = sample_keys(KEY, N), Cond(embedding=jnp.ones((N, 3)))
+  got = drawing.denoiser(config, model)({}, vector, keys)(x, logsnr).x
+  own, null = (
+    model.estimate({}, x, logsnr, cond) for cond in (vector, vector.null_like())
+  )
+  np.testing.assert_allclose(got, 2 * own - null, atol=1e-5)
+  assert np.abs(own - null).min() > 0.01
 
 
 def test_an_estimate_is_guided_as_drawing_is(monkeypatch):
@@ -200,7 +213,7 @@ def test_interpolation_runs_from_one_picture_to_the_other(monkeypatch):
 
 def test_slerp_keeps_the_length():
   a, b = jax.random.normal(KEY, (2, 500))
-  path = drawing.slerp(a, b, jnp.linspace(0, 1, 5))
+  path = edits.slerp(a, b, jnp.linspace(0, 1, 5))
   np.testing.assert_allclose(path[0], a, atol=1e-5)
   np.testing.assert_allclose(path[-1], b, atol=1e-5)
   lengths = np.linalg.norm(path, axis=1)

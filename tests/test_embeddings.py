@@ -10,11 +10,20 @@ from ml_collections import ConfigDict
 
 from core import parallel
 from core.errors import UserError
-from core.family import Codec, Samples, Spec, State, sample_keys
+from core.family import Codec, Family, Samples, Spec, State, sample_keys
 from data import source
 from data.batches import batch_at
 from eval import vectors
-from pipelines import build, draw, dual, embeddings, inputs, pictures, system
+from pipelines import (
+  build,
+  draw,
+  dual,
+  embeddings,
+  given,
+  inputs,
+  pictures,
+  system,
+)
 from pipelines.opened import Opened, chained
 from tests.runs import load_config, on, picture_folder, started
 from tests.test_systems import drawing, state
@@ -84,8 +93,8 @@ def test_examples_carry_the_vectors_of_their_pictures(place: Path) -> None:
   np.testing.assert_allclose(np.linalg.norm(found, axis=1), np.sqrt(dim), rtol=1e-5)
   # The same of pictures that a user gives; none is a vector of zeros.
   images = pictures.from_uint8([pixels.image(i) for i in range(2)])
-  given = inputs.conditions(config, ["a", "b"], [0, 0], images).embedding
-  np.testing.assert_allclose(given[1], data[1].embedding, atol=1e-5)
+  asked = inputs.conditions(config, ["a", "b"], [0, 0], images).embedding
+  np.testing.assert_allclose(asked[1], data[1].embedding, atol=1e-5)
   assert (inputs.conditions(config, ["a"], [0]).embedding == 0).all()
 
 
@@ -111,12 +120,12 @@ def test_a_prior_reads_the_vector_of_the_caption(place: Path) -> None:
   raw = jax.tree.map(jnp.asarray, judge.conditions(spoken))
   rows = judge.embed_texts(judge.params, raw)
   rows = np.asarray(rows) * np.sqrt(rows.shape[1])
-  given = inputs.conditions(config, ["", *spoken], [0] * (len(spoken) + 1))
-  np.testing.assert_allclose(given.embedding[1:], rows, atol=1e-5)
-  assert not given.embedding[0].any()
-  tokens = {bytes(np.asarray(t)): i for i, t in enumerate(given.tokens)}
+  asked = inputs.conditions(config, ["", *spoken], [0] * (len(spoken) + 1))
+  np.testing.assert_allclose(asked.embedding[1:], rows, atol=1e-5)
+  assert not asked.embedding[0].any()
+  tokens = {bytes(np.asarray(t)): i for i, t in enumerate(asked.tokens)}
   for row, vector in zip(batch["cond"].tokens, batch["cond"].embedding, strict=True):
-    np.testing.assert_array_equal(vector, given.embedding[tokens[bytes(row)]])
+    np.testing.assert_array_equal(vector, asked.embedding[tokens[bytes(row)]])
 
 
 def test_the_vector_of_a_caption_is_dropped_with_it() -> None:
@@ -150,6 +159,58 @@ def test_what_draws_like_a_picture_needs_one(place: Path) -> None:
   load = lambda: source.load(config.data, "train")  # noqa: E731
   with pytest.raises(UserError, match="draws what is like pictures"):
     draw.request(config, family, run, load, ["a"], [], "")
+
+
+def like_vectors() -> Family:
+  """Draws pictures that show the vector, the noise, and whether there is a caption."""
+
+  def sample(state: State, rng: jax.Array, cond: Cond, n: int) -> Samples:
+    noise = jax.vmap(lambda key: jax.random.normal(key, (1,)))(rng)
+    shown = [cond.embedding, noise, cond.mask.any(1, keepdims=True)]
+    images = jnp.concatenate(shown, axis=1)[:, None, None]
+    return Samples(images, images[None], jnp.ones(n, jnp.int32))
+
+  return drawing(1, 1)._replace(sample=sample)
+
+
+def test_what_lies_between_two_pictures_has_their_vectors_and_one_noise(
+  place: Path,
+) -> None:
+  """Half way is (a + b) / (2 cos(theta / 2)); without --prompt there is no caption."""
+  fields = {"sample.edit": "interpolate", "sample.per_prompt": 3}
+  config = decoder(place, **fields)
+  run, pixels = parallel.make(config.parallel), source.load(config.data, "train")
+  files = [str(place / "pictures" / f"{i:03d}.png") for i in range(2)]
+  asked, load = (config, like_vectors(), run, [""], [0]), lambda: pixels
+  found = given.drawer(*asked, files, "", load)(state()).images.reshape(3, -1)
+  opened = build.embedder(config)
+  pair = jnp.asarray(given.read(config, files))
+  a, b = np.asarray(opened.codec.encode(opened.state, pair)).reshape(2, -1)
+  half = np.arccos(a @ b / np.sqrt(a @ a * (b @ b))) / 2
+  expected = np.stack([a, (a + b) / (2 * np.cos(half)), b])
+  np.testing.assert_allclose(found[:, :-2], expected, atol=1e-4)
+  noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), 0), (1,))
+  np.testing.assert_allclose(found[:, -2], np.repeat(noise, 3), rtol=1e-6)
+  with pytest.raises(UserError, match="needs 2 --image, not 1"):
+    given.drawer(*asked, files[:1], "", load)
+  config.sample.edit, config.sample.per_prompt = "image_to_image", 1
+  varied = given.drawer(*asked, files, "", load)(state()).images.reshape(2, -1)
+  np.testing.assert_allclose(varied[:, :-2], [a, b], atol=1e-4)
+  assert varied[0, -2] != varied[1, -2]
+  config.sample.edit = "invert"
+  with pytest.raises(UserError, match="set it to 'image_to_image' or 'interpolate'"):
+    given.drawer(*asked, files, "", load)
+
+
+def test_variations_of_a_picture_have_no_caption(
+  place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  config, asked = decoder(place, **{"sample.prompts": ("red heart",)}), []
+  monkeypatch.setattr(given, "drawer", lambda *args: asked.append(args[3]))
+  run, load = parallel.make(config.parallel), lambda: source.load(config.data, "train")
+  for prompts in ([], ["a"]):
+    draw.request(config, like_vectors(), run, load, prompts, ["some.png"], "")
+  assert asked == [[""], ["a"]]
 
 
 def test_what_draws_vectors_is_no_use_alone(place: Path) -> None:

@@ -17,7 +17,7 @@ from core.errors import UserError
 from core.family import Family, Samples, Spec, State, sample_keys
 from core.family import make as make_family
 from core.workdir import open_workdir, read_config
-from pipelines import build, inputs, published, stages, system
+from pipelines import build, inputs, published, sample, stages, system
 from pipelines.drawn import of_stages as drawn_settings
 from tests.runs import (
   SYSTEMS,
@@ -181,6 +181,21 @@ def linked(**fields: object) -> ConfigDict:
 def test_stages_that_do_not_fit_are_refused(config: ConfigDict, message: str) -> None:
   with pytest.raises(UserError, match=message):
     stages.check(config)
+
+
+def test_each_stage_is_led_away_from_its_own_negative_prompt() -> None:
+  config = linked(**{"stages.small.sample.negative_prompt": "blue"})
+  cond = inputs.conditions(config, ["red"], [0])
+  found = sample.with_negative(config, cond, 1)
+  own, large = config.stages.small, found["large"]
+  expected = inputs.conditions(own, ["blue"], [0]).tokens
+  np.testing.assert_array_equal(found["small"].negative.tokens, expected)
+  assert large.negative is None
+  own.sample.guidance_scale = 2.0
+  sample.check_negative(config)
+  own.sample.guidance_scale = 1.0
+  with pytest.raises(UserError, match="negative_prompt='blue' is what guidance"):
+    sample.check_negative(config)
 
 
 def test_stages_of_a_plain_config_are_refused() -> None:

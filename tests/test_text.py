@@ -238,6 +238,13 @@ def test_guidance_needs_a_null_condition_that_was_trained():
   encoders.check_guidance(config(encoder="none", drop=0.0), 3.0)
   with pytest.raises(UserError, match="set text.drop above 0"):
     encoders.check_guidance(config(encoder="bytes", drop=0.0), 3.0)
+  vectors = {"embedding": "somewhere", "embedding_of_caption": False}
+  vectors["embedding_drop"] = 0.1
+  encoders.check_guidance(config(encoder="none", drop=0.0, **vectors), 3.0)
+  vectors["embedding_drop"] = 0.0
+  for encoder in ("none", "bytes"):
+    with pytest.raises(UserError, match="text.drop and text.embedding_drop above 0"):
+      encoders.check_guidance(config(encoder=encoder, drop=0.1, **vectors), 3.0)
 
 
 def test_frozen_vectors_as_they_are():

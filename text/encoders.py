@@ -218,18 +218,30 @@ def dropped(text: ConfigDict, cond: Cond, keys: Key[Array, " b"]) -> Cond:
   return cond.drop(keys, text.drop, each, vector)
 
 
+def conditional(text: ConfigDict) -> bool:
+  """Whether anything is read that guidance can lead to: a text, or a vector."""
+  return text.encoder != "none" or bool(text.embedding)
+
+
 def knows_null(text: ConfigDict) -> bool:
-  """Whether training drops the whole condition at times."""
+  """Whether training drops the whole condition at times, of vectors too."""
+  if text.embedding and not text.embedding_of_caption:
+    if not text.embedding_drop > 0:
+      return False
+    if text.encoder == "none":
+      return True
   each = text.frozen_drop if text.encoder == "frozen" else ()
   return text.drop > 0 or (len(each) > 0 and min(each) > 0)
 
 
 def check_guidance(text: ConfigDict, guidance_scale: float) -> None:
   """Raises UserError if guidance asks for a null condition that is never trained."""
-  if text.encoder != "none" and guidance_scale != 1 and not knows_null(text):
+  if conditional(text) and guidance_scale != 1 and not knows_null(text):
+    pictures = text.embedding and not text.embedding_of_caption
+    rates = "text.drop and text.embedding_drop" if pictures else "text.drop"
     raise UserError(
       f"sample.guidance_scale={guidance_scale} needs a model that was trained without"
-      " its condition at times: set text.drop above 0, or sample.guidance_scale to 1."
+      f" its condition at times: set {rates} above 0, or sample.guidance_scale to 1."
     )
 
 

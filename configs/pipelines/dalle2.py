@@ -7,7 +7,9 @@ their principal components in 1,024 cells each. The default is the paper's: CLIP
 prior of 1 billion parameters, a decoder of 3.5 billion at 64x64 and two upsamplers to
 1024x1024 (appendix C; COCO FID 10.39, and 10.63 with the autoregressive prior, :ar).
 
-`--stage=decoder --mode=sample --image=PICTURE` draws variations of a picture.
+`--stage=decoder --mode=sample --image=PICTURE` draws variations of a picture, without a
+caption if none is given, and with `--image=OTHER` and
+`--config.stages.decoder.sample.edit=interpolate` pictures of what lies between two.
 
 Variants:
   :ar             the autoregressive prior.
