@@ -197,7 +197,7 @@ def get_config() -> ConfigDict:
   c.sample.augmentation = 0.1  # noise added to the small picture, in [0, 1]
   # What --image is for: image_to_image, inpaint, invert or interpolate; of an
   # autoencoder reconstruct or interpolate, of a flow interpolate, of an autoregressive
-  # model complete, of MaskGIT and MAR inpaint; of what is drawn like pictures interpolate.
+  # model complete, of MaskGIT and MAR inpaint; with text.embedding interpolate.
   c.sample.edit = "image_to_image"
   # Share of the steps that image_to_image takes, of the picture that complete draws.
   c.sample.strength = 0.6
