@@ -8,8 +8,8 @@ from core.errors import unknown
 class Chip(NamedTuple):
   """Figures of one chip.
 
-  flops: a second, of matrix products in bfloat16. So are those of float32 taken unless
-    `jax_default_matmul_precision` is raised.
+  flops: a second, of matrix products in bfloat16. A TPU takes those of float32 so too
+    unless `jax_default_matmul_precision` is raised; a GPU as TF32, half as fast.
   memory: bytes that a program may use.
   bandwidth: bytes a second to and from that memory.
   links: bytes a second that it can send to all its neighbours together, half of what
@@ -31,6 +31,10 @@ CHIPS = {
   ),
   "v6e": Chip(
     918e12, 31.25 * 2**30, 1638e9, 400e9, "docs.cloud.google.com/tpu/docs/v6e"
+  ),
+  # SXM. JAX takes three quarters of a GPU's memory (XLA_PYTHON_CLIENT_MEM_FRACTION).
+  "h100": Chip(
+    989e12, 0.75 * 84_929_347_584, 3350e9, 450e9, "nvidia.com/en-us/data-center/h100"
   ),
 }
 

@@ -247,22 +247,27 @@ def flops(program: Program) -> Count:
   """Operations of the matrix products and convolutions of one device."""
   total = Count(0.0)
   for name, times, _, sure in runs(program):
-    inside = Count(0.0)
-    for made in program.computations[name].values():
-      if made.opcode in ("dot", "convolution"):
-        inside += Count(operations(program.computations[name], made))
-    total += inside.times(times)._replace(exact=sure or not inside.flops)
+    computation = program.computations[name]
+    inside = sum((operations(computation, made) for made in computation.values()), 0.0)
+    total += Count(inside, sure or not inside).times(times)
   return total
 
 
 def operations(computation: Computation, made: Instruction) -> float:
-  """Those of one matrix product or convolution."""
+  """Those of one matrix product or convolution; 0 of all else."""
+  target = re.search(r'custom_call_target="__(cudnn\$conv|cublas)(\w*)', made.rest)
+  if made.opcode not in ("dot", "convolution") and not target:
+    return 0.0
   left, right = (computation[name].shapes[0].dims for name in made.operands[:2])
   out = made.shapes[0].dims
-  if made.opcode == "dot":
-    axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", made.rest)
-    inner = [left[int(axis)] for axis in axes[1].split(",") if axis] if axes else []
-    return 2.0 * math.prod(out) * math.prod(inner)
+  if made.opcode == "dot" or (target and target[1] == "cublas"):
+    named = r'lhs_contracting_dim(?:s=\{|ensions":\[)([^\]}]*)'
+    axes = re.findall(r"\d+", re.search(named, made.rest)[1])
+    return 2.0 * math.prod(out) * math.prod(left[int(axis)] for axis in axes)
+  if target and target[2] == "BackwardFilter":
+    right, out = out, right  # cuDNN's gradients have the settings of what they are of
+  if target and target[2] == "BackwardInput":
+    left, out = out, left
   labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", made.rest)
   lhs, rhs, result = labels.groups()
   total = 2.0 * out[result.index("b")] * out[result.index("f")] * right[rhs.index("i")]

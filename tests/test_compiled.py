@@ -190,6 +190,34 @@ def test_a_tpus_program_is_read_as_it_is_meant():
   assert traffic.moved(found) == 4 * 128 * 4 + 5 * (2 * 256 + 2 * 1024 + 2048 + 256)
 
 
+GPU = """\
+ENTRY %main (x: f32[256,16,16,16], k: f32[16,3,3,16]) -> f32[] {
+  %x = f32[256,16,16,16]{3,2,1,0} parameter(0)
+  %k = f32[32,3,3,16]{3,2,1,0} parameter(1)
+  %y = (f32[256,16,16,32]{3,2,1,0}, u8[0]{0}) custom-call(%x, %k), \
+window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, \
+custom_call_target="__cudnn$convForward"
+  %dy = f32[256,16,16,32]{3,2,1,0} get-tuple-element(%y), index=0
+  %dk = (f32[32,3,3,16]{3,2,1,0}, u8[0]{0}) custom-call(%x, %dy), \
+window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, \
+custom_call_target="__cudnn$convBackwardFilter"
+  %dx = (f32[256,16,16,16]{3,2,1,0}, u8[0]{0}) custom-call(%dy, %k), \
+window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, \
+custom_call_target="__cudnn$convBackwardInput"
+  %a = f32[8,64]{1,0} parameter(2)
+  %b = f32[64,4]{1,0} parameter(3)
+  ROOT %c = (f32[8,4]{1,0}, s8[0]{0}) custom-call(%a, %b), \
+custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":\
+{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}}
+}
+"""
+
+
+def test_a_gpus_libraries_are_counted():
+  conv = 2 * 256 * 46 * 46 * 16 * 32  # of 3 x 16 taps 46 meet the picture
+  assert hlo.flops(hlo.parse(GPU)).flops == 3 * conv + 2 * 8 * 64 * 4
+
+
 @pytest.mark.parametrize(
   ("groups", "size"),
   [
@@ -282,9 +310,10 @@ def test_changes_are_tried_until_a_step_fits():
 @pytest.mark.parametrize(
   ("name", "sentence"),
   [
-    ("v5e:3x7", "no topology"),
+    ("v5e:3x7", "no topology of v5e"),
     ("v5f:2x4", "did you mean 'v5e'"),
-    ("h100:8", "only where there is one"),
+    ("h100:3", "h100:8"),
+    ("h100:8", "pip install jax-cuda13-plugin"),
     ("v5e:2x4", "pip install libtpu"),
   ],
 )
