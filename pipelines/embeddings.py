@@ -28,7 +28,7 @@ def config_of(config: ConfigDict) -> ConfigDict:
   """The config as if it generated those vectors, to open their encoder by.
 
   Raises:
-    UserError: a family that does not read them, or pictures that are mirrored.
+    UserError: a family that does not read them, or pictures that are mirrored or small.
   """
   of_caption = config.text.embedding_of_caption
   families = ("diffusion.ddpm", *(("autoregressive.decoder",) if of_caption else ()))
@@ -36,6 +36,11 @@ def config_of(config: ConfigDict) -> ConfigDict:
     raise UserError(
       f"text.embedding is for {' and '.join(families)}, not {config.family}: set it to"
       " ''."
+    )
+  if config.data.low_size and not of_caption:
+    raise UserError(
+      "text.embedding is of whole pictures, and this generator starts from small ones:"
+      " set data.low_size to 0."
     )
   if config.data.flip and not of_caption:
     raise UserError(

@@ -17,7 +17,19 @@ from ml_collections import ConfigDict
 from core.checkpoint import Checkpoints
 from core.errors import UserError, unknown
 from core.log import say
-from core.workdir import RUNS, explained, reopen_workdir, resolved, write_atomic
+from core.workdir import (
+  RUNS,
+  check_workdir,
+  explained,
+  read_json,
+  reopen_workdir,
+  resolved,
+  write_atomic,
+)
+from pipelines import embeddings
+
+# Fields that name a run whose weights lie before a stage's own, which fit no others.
+BENEATH = ("data.codec", "text.embedding")
 
 
 def runs(
@@ -30,8 +42,8 @@ def runs(
   Training passes over a stage that is done, and ends where one was stopped.
 
   Raises:
-    UserError: no such stage, a stage for a config without any, or one whose codec is
-      not trained yet.
+    UserError: no such stage, a stage for a config without any, one whose codec is not
+      trained yet, or what `record` and `check_beneath` refuse.
   """
   if "stages" not in config:
     if stage:
@@ -64,6 +76,8 @@ def runs(
       reopen_workdir(str(path), own)
       say(f"stage {name}: its {own.train.steps} steps are done")
       continue
+    if mode == "train":
+      check_beneath(config, Path(workdir), name)
     say(f"stage {name}")
     yield own, str(path)
     if mode == "train" and trained_steps(path) < own.train.steps:
@@ -71,12 +85,29 @@ def runs(
 
 
 def record(config: ConfigDict, workdir: Path) -> None:
-  """Writes the config of the whole to `config.json`; stages check their own."""
+  """Writes the config of the whole to `config.json`.
+
+  Raises:
+    UserError: the folder has a plain run, a stage that this config has not, or one of
+      another config.
+  """
+  file = workdir / "config.json"
+  if file.exists():
+    theirs = read_json(file).get("order")
+    if theirs is None:
+      raise UserError(f"{workdir} holds a run of no system; give another --workdir.")
+    if others := [name for name in theirs if name not in config.order]:
+      raise UserError(
+        f"{workdir} holds a system with stage {others[0]}, and this config has"
+        f" {', '.join(config.order)}; give that system, or another --workdir."
+      )
+  for name in config.order:
+    check_workdir(str(workdir / name), resolved(config.stages[name], workdir / name))
   if jax.process_index() == 0:
     with explained(workdir):
       workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(json.loads(config.to_json_best_effort()), indent=2)
-    write_atomic(workdir / "config.json", text + "\n")
+    write_atomic(file, text + "\n")
 
 
 def trained_steps(path: Path) -> int:
@@ -89,10 +120,10 @@ def trained_steps(path: Path) -> int:
   return -1 if latest is None else latest
 
 
-def needs(config: ConfigDict, name: str) -> list[str]:
-  """The stages whose runs a stage names in its own config."""
+def needs(config: ConfigDict, name: str, fields: tuple[str, ...] = RUNS) -> list[str]:
+  """The stages whose runs a stage names in its own config, in those fields."""
   own, found = config.stages[name], []
-  for section, field in (path.split(".") for path in RUNS):
+  for section, field in (path.split(".") for path in fields):
     value = own.get(section, {}).get(field, "")
     if value.startswith("@"):
       found.append(value[1:])
@@ -107,13 +138,31 @@ def unfinished(config: ConfigDict, workdir: Path, name: str) -> str:
   return ""
 
 
+def check_beneath(config: ConfigDict, workdir: Path, name: str) -> None:
+  """Raises UserError if training a stage would change what another was trained with."""
+  steps = trained_steps(workdir / name)
+  for other in config.order:
+    if name not in needs(config, other, BENEATH) or trained_steps(workdir / other) < 0:
+      continue
+    if steps < 0:
+      raise UserError(
+        f"stage {other} was trained with stage {name}, which is gone from {workdir};"
+        " put it back, or give another --workdir."
+      )
+    raise UserError(
+      f"stage {other} was trained with stage {name} as it is at step {steps}, so that"
+      f" cannot be trained further; set stages.{name}.train.steps to {steps}, or give"
+      " another --workdir."
+    )
+
+
 def check(config: ConfigDict) -> None:
   """Whether the stages of a system fit together.
 
   Raises:
     UserError: a stage in `order` or `draw` is missing, a stage needs one that comes
       later or that is not there, or one that draws does not start from what the one
-      before makes.
+      before makes, a picture of its size or a vector of its dual encoder.
   """
   for field in ("order", "draw"):
     for name in config[field]:
@@ -134,10 +183,21 @@ def check(config: ConfigDict) -> None:
       f"stage {first} draws first and starts from a small picture; set its"
       " data.low_size to 0, or draw one before it."
     )
+  if len(config.draw) > 1 and embeddings.like_pictures(config.stages[first]):
+    raise UserError(
+      f"stage {first} draws first and starts from the vector of a picture; draw a prior"
+      " before it, or it alone."
+    )
   for before, after in itertools.pairwise(config.draw):
     made, read = config.stages[before].data, config.stages[after].data
-    # A prior draws the vector that the next one starts from.
-    if config.stages[after].text.embedding and made.codec:
+    if embeddings.like_pictures(config.stages[after]):
+      wanted, found = config.stages[after].text.embedding, coded_by(config, before)
+      if not found or (found.startswith("@") and found != wanted):
+        raise UserError(
+          f"stage {after} starts from a vector of text.embedding={wanted}, and stage"
+          f" {before} draws none: set its data.codec to {wanted}, or to a stage of its"
+          " components."
+        )
       continue
     if made.size != read.low_size or made.channels != read.channels:
       raise UserError(
@@ -146,3 +206,11 @@ def check(config: ConfigDict) -> None:
         f"{made.channels}; set data.low_size and data.channels of the one to"
         " data.size and data.channels of the other."
       )
+
+
+def coded_by(config: ConfigDict, name: str) -> str:
+  """The run that is the first of the codecs of what a stage draws, or ''."""
+  found = config.stages[name].data.codec
+  while found.startswith("@") and (inner := config.stages[found[1:]].data.codec):
+    found = inner
+  return found

@@ -259,6 +259,7 @@ def test_vectors_are_scored_by_their_angle_to_the_right_ones(place: Path) -> Non
   ("fields", "message"),
   [
     ({"data.flip": True}, "set data.flip to False"),
+    ({"data.low_size": 4}, "is of whole pictures"),
     ({"family": "vae.vae"}, "is for diffusion.ddpm"),
     ({"text.embedding": "nowhere"}, "no run in"),
     ({"text.embedding_of_caption": True, "text.embedding": ""}, "name its workdir in"),

@@ -160,8 +160,8 @@ def test_shared_fields_have_one_value() -> None:
   assert config.stages.large.data.size == 8
 
 
-def linked(**fields: object) -> ConfigDict:
-  config = load_config("configs/pipelines/imagen.py")
+def linked(file: str = "imagen", **fields: object) -> ConfigDict:
+  config = load_config(f"configs/pipelines/{file}.py")
   config.update_from_flattened_dict(fields)
   return config
 
@@ -176,6 +176,14 @@ def linked(**fields: object) -> ConfigDict:
     (linked(**{"stages.large.data.low_size": 2}), "starts from pictures of 2x2x3"),
     (linked(**{"stages.small.data.codec": "@large"}), "not trained before it"),
     (linked(**{"stages.small.data.codec": "@other"}), "'other'"),
+    (
+      linked("dalle2", **{"stages.prior.data.codec": ""}),
+      "stage decoder starts from a vector of text.embedding=@clip, and stage prior",
+    ),
+    (
+      linked("dalle2", draw=("decoder", "prior")),
+      "draw a prior before it, or it alone",
+    ),
   ],
 )
 def test_stages_that_do_not_fit_are_refused(config: ConfigDict, message: str) -> None:
@@ -196,6 +204,50 @@ def test_each_stage_is_led_away_from_its_own_negative_prompt() -> None:
   own.sample.guidance_scale = 1.0
   with pytest.raises(UserError, match="negative_prompt='blue' is what guidance"):
     sample.check_negative(config)
+
+
+def test_the_vectors_of_a_prior_may_come_from_outside() -> None:
+  config = linked("dalle2", **{"stages.prior.data.codec": "runs/clip"})
+  config.stages.prior.text.embedding = config.stages.decoder.text.embedding = (
+    "runs/clip"
+  )
+  stages.check(config)
+  stages.check(linked("dalle2", draw=("decoder",)))
+
+
+def test_a_stage_stays_as_another_was_trained_with_it(
+  tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  config = linked("stable_diffusion", **{"stages.codec.train.steps": 8})
+  steps = {"codec": 4, "generator": 2}
+  monkeypatch.setattr(stages, "trained_steps", lambda path: steps[path.name])
+  turns = lambda: stages.runs(config, str(tmp_path), "train", "")  # noqa: E731
+  with pytest.raises(UserError, match="codec as it is at step 4.*train.steps to 4"):
+    list(turns())
+  steps["codec"] = -1
+  with pytest.raises(UserError, match="codec, which is gone"):
+    list(turns())
+  steps.update(codec=4, generator=-1)
+  assert next(turns())[1] == str(tmp_path / "codec")
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+  config, file = linked(), tmp_path / "config.json"
+  turns = lambda: next(stages.runs(config, str(tmp_path), "train", ""))  # noqa: E731
+  for text, sentence in (
+    ('{"order": ["codec", "large"]}', "a system with stage codec"),
+    ('{"family": "vae.vae"}', "a run of no system"),
+  ):
+    file.write_text(text)
+    with pytest.raises(UserError, match=sentence):
+      turns()
+    assert file.read_text() == text
+  file.unlink()
+  open_workdir(str(tmp_path / "large"), config.stages.large)
+  assert turns()[1] == str(tmp_path / "small")
+  config.data.languages = ("zh",)
+  with pytest.raises(UserError, match="large holds a run.*data.languages"):
+    turns()
 
 
 def test_stages_of_a_plain_config_are_refused() -> None:
