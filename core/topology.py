@@ -59,7 +59,7 @@ def named(topology: str) -> tuple[Chip, Sequence[jax.Device]]:
       f" {', '.join(f'{chip}:{known}' for known in SHAPES[chip])}."
     )
   gpu = SHAPES[chip] is GPUS
-  module, package = ("jax_plugins", "cuda13") if gpu else ("libtpu", "tpu")
+  module, package = ("jax_cuda13_plugin", "cuda13") if gpu else ("libtpu", "tpu")
   if importlib.util.find_spec(module) is None:
     raise UserError(
       f"--topology={topology} needs a compiler that is not installed, though no such"

@@ -343,14 +343,24 @@ def test_stages_and_configs_stand_for_trained_runs():
     pass
 
 
-@pytest.mark.skipif(
-  importlib.util.find_spec("libtpu") is None,
-  reason="the TPU compiler is not installed: pip install libtpu",
+def installed(module: str):
+  return pytest.mark.skipif(
+    importlib.util.find_spec(module) is None,
+    reason=f"the compiler {module} is not installed, see docs/pods.md",
+  )
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param("v5e:2x4", marks=installed("libtpu")),
+    pytest.param("h100:8", marks=installed("jax_cuda13_plugin")),
+  ],
 )
-def test_a_loop_is_compiled_for_a_tpu_that_is_not_here():
-  chip, devices = topology.named("v5e:2x4")
+def test_a_loop_is_compiled_for_a_machine_that_is_not_here(name):
+  chip, devices = topology.named(name)
   assert len(devices) == 8
-  assert chip is CHIP
+  assert chip is chips.CHIPS[name.split(":")[0]]
   mesh = jax.sharding.Mesh(np.array(devices), ("data",))
   whole = NamedSharding(mesh, PartitionSpec())
   shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((5, 256, 256), (512, 256))]
