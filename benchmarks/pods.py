@@ -114,7 +114,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
   head = (
     "| config | topology | batch, backend | memory, GiB of limit | state"
     " | FLOPs a chip, counted | compiled | moved | sent | step at least"
-    " | utilisation at most | communication |\n" + "|---" * 12 + "|"
+    " | utilisation at most | communication | commit |\n" + "|---" * 13 + "|"
   )
   return "\n".join([head, *map(line, rows)])
 
@@ -126,7 +126,8 @@ def line(found: dict[str, Any]) -> str:
   setting = found["backend"] + (f", fsdp {found['fsdp']}" if found["fsdp"] > 1 else "")
   if found["microbatches"] > 1:
     setting += f", {found['microbatches']} microbatches"
-  changed = [t for t in found["set"] if not t.startswith(("parallel", "optim.micro"))]
+  shown = ("parallel", "optim.micro", "data.batch_size")
+  changed = [text for text in found["set"] if not text.startswith(shown)]
   name = " ".join([f"`{found['config'].removeprefix('configs/')}`", *changed])
   first = (
     f"| {name} | {found['topology']} | {found['batch']}, {setting}"
@@ -134,13 +135,14 @@ def line(found: dict[str, Any]) -> str:
     f" | {state / gib:.2f} | {found['flops']['counted'] / 1e12:.2f} T"
   )
   if not found["fits"]:
-    return f"{first} | does not fit | | | | | |"
+    return f"{first} | does not fit | | | | | | {found['commit']} |"
   sent = found["traffic"]["sent"] / 1e9
   return (
     f"{first} | {found['flops']['compiled'] / 1e12:.2f} T"
     f" | {found['traffic']['memory'] / 1e9:.0f} GB | {sent:.2f} GB"
     f" | {found['bound'] * 1e3:.0f} ms ({found['bound_by']})"
-    f" | {found['utilisation']:.0%} | {found['communication_share']:.0%} |"
+    f" | {found['utilisation']:.0%} | {found['communication_share']:.0%}"
+    f" | {found['commit']} |"
   )
 
 

@@ -118,7 +118,8 @@ def parse(text: str) -> Program:
     elif " = " in line and line.startswith("  "):
       made = instruction(line)
       current[made.name] = made
-  ways = re.findall(r"(?:num_partitions|replica_count)=(\d+)", text[:10_000])
+  head = text.partition("\n")[0]
+  ways = re.findall(r"(?:num_partitions|replica_count)=(\d+)", head)
   return Program(computations, entry, math.prod(int(n) for n in ways))
 
 
