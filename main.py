@@ -7,13 +7,22 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from core import cli, parallel, snapshots
-from core import train as training
+from core import cli, parallel
 from core.errors import UserError
-from core.workdir import check_workdir, open_workdir
+from core.log import say
 from data import source
-from eval.evaluate import Scorer, in_training, usual
-from pipelines import build, draw, inputs, pods, stages, system, texts
+from eval import report
+from pipelines import (
+  build,
+  compare,
+  draw,
+  inputs,
+  pods,
+  stages,
+  system,
+  texts,
+  training,
+)
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "configs/FILE.py[:variant]")
@@ -25,32 +34,6 @@ flags.DEFINE_string("topology", "", "what to compile for, such as v5e:16x16")
 flags.DEFINE_multi_string("prompt", [], "what to draw (--mode=sample); repeatable")
 
 
-def train(config: ConfigDict, path: str) -> None:
-  """Trains; writes a grid of samples and scores at their cadence."""
-  config.sample.guide = ""  # what is drawn in training is the model's own
-  family = build.family(config, **build.teacher(config, Path(path)))
-  run = parallel.make(config.parallel)
-  run.check_batch(config.data.batch_size, config.optim.microbatches)
-  build.shapes(config, family)
-  check_workdir(path, config)
-  load = functools.cache(functools.partial(source.load, config.data))
-  data, held_out = load(config.data.train_split), load(config.data.eval_split)
-  inputs.check_classes(config, data)
-  texts.check(config, load, Path(path))
-  grid = draw.preview(config, family, run, lambda: held_out, Path(path) / "samples")
-  metrics = tuple(config.eval.train_metrics) or in_training(config, family)
-  scorer = Scorer(config, family, run, Path(path), metrics, load)
-  workdir = open_workdir(path, config)
-  build.pin(config, workdir)
-  inputs.encode_splits(config, load)
-  hooks = [
-    *snapshots.hooks(config, workdir),  # first: no checkpoint may be without its own
-    training.Hook(config.train.sample_every, grid),
-    training.Hook(config.train.eval_every, scorer.log),
-  ]
-  training.train(config, family, run, inputs.train_stream(config, data), workdir, hooks)
-
-
 def sample(config: ConfigDict, path: str) -> None:
   """Writes pictures of each --prompt, and of how they form, to samples/."""
   config, family, run, state = system.opened(config, path)
@@ -58,14 +41,6 @@ def sample(config: ConfigDict, path: str) -> None:
   asked, folder = (FLAGS.prompt, FLAGS.image, FLAGS.mask), Path(path) / "samples"
   for file in draw.request(config, family, run, load, *asked)(state, folder):
     print(file)
-
-
-def score(config: ConfigDict, path: str) -> None:
-  """Scores the newest EMA weights; writes eval.json."""
-  config, family, run, state = system.opened(config, path)
-  load = functools.cache(functools.partial(source.load, config.data))
-  metrics = tuple(config.eval.metrics) or usual(config, family, load)
-  Scorer(config, family, run, Path(path), metrics, load).write(state)
 
 
 def prepare(config: ConfigDict, path: str) -> None:
@@ -77,13 +52,34 @@ def prepare(config: ConfigDict, path: str) -> None:
   inputs.encode_splits(config, load)
 
 
-MODES = {"train": train, "sample": sample, "eval": score, "prepare": prepare}
+def side_by_side(config: ConfigDict, path: str) -> None:
+  """Trains and scores the members of a comparison; writes its report."""
+  command = {
+    "config": config_flags.get_config_filename(FLAGS["config"]),
+    "overrides": config_flags.get_override_values(FLAGS["config"]),
+  }
+  failed = compare.run(config, path, command)
+  for file in report.write(Path(path)):
+    print(file)
+  if failed:
+    say(f"failed: {', '.join(failed)}; the same command tries them again")
+
+
+MODES = {
+  "train": training.train,
+  "sample": sample,
+  "eval": training.score,
+  "prepare": prepare,
+  "compare": side_by_side,
+}
 flags.DEFINE_enum("mode", "train", [*MODES, "compile"], "what to do")
 
 
 def main() -> None:
   """Does what the command line says."""
   config = cli.parse(sys.argv)
+  if "members" in config or FLAGS.mode == "compare":
+    compare.check_mode(config, FLAGS.mode, FLAGS.stage)
   if FLAGS.mode == "compile":
     return pods.report(config, FLAGS.workdir, FLAGS.topology, FLAGS.stage)
   if not FLAGS.workdir and FLAGS.mode != "prepare":
@@ -91,6 +87,8 @@ def main() -> None:
   parallel.initialize()
   parallel.keep_freed_memory()
   cli.be_quiet()
+  if FLAGS.mode == "compare":
+    return side_by_side(config, FLAGS.workdir)
   for own, path in stages.runs(config, FLAGS.workdir, FLAGS.mode, FLAGS.stage):
     MODES[FLAGS.mode](own, path)
 

@@ -12,7 +12,6 @@ error, in [-1, 1], of the first batch to the flow solved by rk45 at tolerance `F
 OUT gets results.jsonl, a line a setting as it goes: those already there, for the same
 weights and count, are not done again. From all that is there it makes table.md,
 samplers.png (the plot) and samples.png (a row a sampler, a column a budget).
-Needs matplotlib: `pip install -e .[study]`.
 """
 
 import json

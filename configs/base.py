@@ -497,6 +497,56 @@ def system(
   return c
 
 
+def comparison(
+  members: dict[str, ConfigDict], codecs: dict[str, ConfigDict]
+) -> ConfigDict:
+  """Runs on the same data under one budget, scored alike (`pipelines/compare.py`).
+
+  Members over latents or tokens name one of `codecs` in `data.codec`, as '@NAME'; each
+  codec is trained once. What the data are, what is drawn and scored, and the average of
+  the weights have one value for all; `train.steps` and the lengths of warm-ups follow
+  from the budget. All else is in `members.NAME` and `codecs.NAME`.
+  """
+  c, first = ConfigDict(), next(iter(members.values()))
+  c.order = tuple(members)  # which members take part, in turn
+  c.seeds = (0, 1)  # each member is trained once with each; a codec with the first
+  c.budget = ConfigDict()
+  # Of the training of a member, in flops (by the compiler's count) or seconds; with
+  # steps each member trains for its own train.steps.
+  c.budget.unit = "seconds"
+  c.budget.amount = 120.0
+  # Share of it that a codec is trained for. A member with a codec pays all of that.
+  c.budget.codec_share = 0.25
+  # The least and the most parameters that a member may have, those of its codec and
+  # critic among them.
+  c.parameters = (200_000, 3_000_000)
+  c.curve = ConfigDict()
+  c.curve.points = 4  # scores on the way, evenly spaced; the last at the end
+  c.curve.num_images = 200  # drawn for each
+  c.data, c.sample, c.eval = ConfigDict(), ConfigDict(), ConfigDict()
+  for name in ("name", "path", "dir", "size", "channels", "languages", "match"):
+    c.data[name] = first.data[name]
+  for name in ("train_split", "eval_split", "on_bad_image"):
+    c.data[name] = first.data[name]
+  c.sample.num_images = 20  # of the grids
+  c.sample.seed = 0
+  for name in ("features", "resize", "reference_split", "clip"):
+    c.eval[name] = first.eval[name]
+  c.eval.num_images, c.eval.batch_size = 1000, 50
+  c.eval.metrics = ("fd", "kid", "prdc", "memorisation")  # beside bits a dimension
+  c.parallel = ConfigDict(first.parallel.to_dict())
+  for run in (*members.values(), *codecs.values()):
+    for part in ("data", "sample", "parallel"):
+      for name in c[part]:
+        run[part][name] = c[part].get_ref(name)
+    for name in set(c.eval) - {"metrics"}:
+      run.eval[name] = c.eval.get_ref(name)
+    # A constant one would still hold the first weights after a short training.
+    run.optim.ema, run.optim.ema_decay = "warmup", 0.995
+  c.members, c.codecs = ConfigDict(members), ConfigDict(codecs)
+  return c
+
+
 def tiny(c: ConfigDict) -> ConfigDict:
   """Any config at the size that tests use: seconds on two cores."""
   c.data.size = min(c.data.size, 8)

@@ -202,14 +202,16 @@ def check(config: ConfigDict) -> None:
 
   In a tuple each number counts.
   Fields that the config does not have are passed over: a family adds its own. Of a
-  system each stage is checked.
+  system each stage is checked, of a comparison each member and codec.
   """
-  for name, stage in config.get("stages", {}).items():
-    try:
-      check(stage)
-    except UserError as error:
-      raise UserError(f"stage {name}: {error}") from error
-  if "stages" in config:
+  parts = {"stages": "stage", "members": "member", "codecs": "codec"}
+  for part, word in parts.items():
+    for name, own in config.get(part, {}).items():
+      try:
+        check(own)
+      except UserError as error:
+        raise UserError(f"{word} {name}: {error}") from error
+  if any(part in config for part in parts):
     return
   for field, allowed in RANGES.items():
     part, _, name = field.rpartition(".")

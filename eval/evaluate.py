@@ -178,8 +178,8 @@ class Scorer:
     """The numbers alone, named 'eval/...' for the training log."""
     return {f"eval/{r['metric']}": r["value"] for r in self(state)["scores"]}
 
-  def write(self, state: State) -> None:
-    """Prints a table and one JSON object, and writes that to `eval.json`."""
+  def write(self, state: State, show: bool = True) -> None:
+    """Says a table and writes `eval.json`, which it prints unless told not to."""
     found = self(state)
     if jax.process_index() == 0:
       found["scores"] = [finite(record) for record in found["scores"]]
@@ -187,7 +187,8 @@ class Scorer:
       text = json.dumps(found, indent=2)
       write_atomic(self._workdir / "eval.json", f"{text}\n")
       say(scores.table(found["scores"]))
-      print(json.dumps(found))
+      if show:
+        print(json.dumps(found))
 
 
 class Means:

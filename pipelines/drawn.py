@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ class Drawn:
   Picture i is drawn for an example of `dataset`, each in turn in an order that
   `sample.seed` gives, so the conditions are distributed as the data's. The pictures
   stay in `samples/eval.npz`, and are used again as long as the weights, the conditions
-  and the settings of sampling are what they were.
+  and the settings of sampling are what they were. Beside them are the captions,
+  and the seconds that each batch took, the first with its compilation.
 
   Args:
     config: reads `sample`, `eval`, `data.languages`, `text`, `optim`.
@@ -84,14 +86,16 @@ class Drawn:
       drawn, nfe = kept
       self.nfe = float(np.mean(nfe))
       return drawn
-    batches, nfe, size = [], [], self._config.eval.batch_size
+    batches, nfe, seconds, size = [], [], [], self._config.eval.batch_size
     for first in range(0, self._count, size):
       part = slice(first, first + size)
       small = None
       if sample.starts_from_picture(self._config):
         small = pictures.from_uint8([self._dataset.image(i) for i in self.places[part]])
       conditions = self.captions[part], self._labels[part], small
+      began = time.perf_counter()
       batch = self._draw(state, first, *conditions)
+      seconds.append(time.perf_counter() - began)
       if not np.isfinite(batch.images).all():
         raise UserError(
           f"some of pictures {first} to {first + len(batch.images) - 1} drawn at step"
@@ -103,7 +107,8 @@ class Drawn:
     drawn, nfe = np.concatenate(batches), np.concatenate(nfe)
     self.nfe = float(np.mean(nfe))
     if jax.process_index() == 0:
-      arrays.write(self._file, images=drawn, nfe=nfe, provenance=provenance)
+      told = {"seconds": np.asarray(seconds), "captions": np.asarray(self.captions)}
+      arrays.write(self._file, images=drawn, nfe=nfe, provenance=provenance, **told)
     return drawn
 
   def provenance(self, state: State) -> dict[str, Any]:

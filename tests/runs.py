@@ -27,7 +27,8 @@ FILES = sorted(
   if file.name not in ("__init__.py", "base.py", "shapes.py")
 )
 SYSTEMS = [file for file in FILES if file.startswith("configs/pipelines/")]
-CONFIGS = [file for file in FILES if file not in SYSTEMS]
+COMPARISONS = [file for file in FILES if file.startswith("configs/compare/")]
+CONFIGS = [file for file in FILES if file not in (*SYSTEMS, *COMPARISONS)]
 
 
 def load_config(file: str, variant: str = "tiny") -> ConfigDict:

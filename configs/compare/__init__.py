@@ -1,0 +1,1 @@
+"""Configs of comparisons: one budget and the same scores for every family."""

@@ -1,0 +1,50 @@
+"""One run from its config: trained, and scored."""
+
+import functools
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from core import parallel, snapshots
+from core.train import Hook
+from core.train import train as run_training
+from core.workdir import check_workdir, open_workdir
+from data import source
+from eval.evaluate import Scorer, in_training, usual
+from pipelines import build, draw, inputs, system, texts
+
+
+def train(config: ConfigDict, path: str) -> None:
+  """Trains; writes a grid of samples and scores at their cadence."""
+  config.sample.guide = ""  # what is drawn in training is the model's own
+  family = build.family(config, **build.teacher(config, Path(path)))
+  run = parallel.make(config.parallel)
+  run.check_batch(config.data.batch_size, config.optim.microbatches)
+  build.shapes(config, family)
+  check_workdir(path, config)
+  load = functools.cache(functools.partial(source.load, config.data))
+  data, held_out = load(config.data.train_split), load(config.data.eval_split)
+  inputs.check_classes(config, data)
+  texts.check(config, load, Path(path))
+  folder = Path(path) / "samples"
+  grid = draw.preview(config, family, run, lambda: held_out, folder)
+  metrics = tuple(config.eval.train_metrics) or in_training(config, family)
+  scorer = Scorer(config, family, run, Path(path), metrics, load)
+  workdir = open_workdir(path, config)
+  build.pin(config, workdir)
+  inputs.encode_splits(config, load)
+  hooks = [
+    # Before what may fail: a checkpoint of a step must not be without its snapshot.
+    *snapshots.hooks(config, workdir),
+    Hook(config.train.sample_every, grid),
+    Hook(config.train.eval_every, scorer.log),
+  ]
+  run_training(config, family, run, inputs.train_stream(config, data), workdir, hooks)
+
+
+def score(config: ConfigDict, path: str, show: bool = True) -> None:
+  """Scores the newest EMA weights; writes eval.json, and prints it with `show`."""
+  config, family, run, state = system.opened(config, path)
+  load = functools.cache(functools.partial(source.load, config.data))
+  metrics = tuple(config.eval.metrics) or usual(config, family, load)
+  Scorer(config, family, run, Path(path), metrics, load).write(state, show)
