@@ -1,5 +1,6 @@
 # make quickstart   install, train on small pictures, draw from prompts
 # make test         lint, layers, fast tests
+# make compare      every family under one budget, some three hours; goes on if stopped
 # make parity       compare with PyTorch, in an environment of its own
 # make pairs        install Apache Beam apart, and test the preparation of shards
 # make slow         the tests that take minutes
@@ -10,6 +11,7 @@
 
 PYTHON = python3 python3.13 python3.12 python3.11
 WORKDIR = runs/quickstart
+COMPARISON = runs/compare
 PROMPTS = --prompt="red heart" --prompt="红心" --prompt="赤いハート" \
   --prompt="yellow circle" --prompt="黄色圆" --prompt="黄色い丸"
 
@@ -18,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Prompts are UTF-8 in every locale.
 export PYTHONUTF8 = 1
 
-.PHONY: quickstart test parity pairs slow lock clean
+.PHONY: quickstart test compare parity pairs slow lock clean
 
 quickstart: .venv/installed
 	.venv/bin/python main.py --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -31,6 +33,10 @@ test: .venv/installed
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports --no-logo
 	.venv/bin/python -m pytest
+
+compare: .venv/installed
+	.venv/bin/python main.py --config=configs/compare/fashion_mnist.py \
+	  --workdir=$(COMPARISON) --mode=compare
 
 pairs: .venv-pairs/installed
 	.venv-pairs/bin/python -m pytest tests/test_preparation.py

@@ -21,8 +21,7 @@ from ml_collections import ConfigDict
 
 from core.errors import UserError
 from core.log import say
-from core.workdir import explained, read_json, write_atomic
-from pipelines import stages
+from core.workdir import RUNS, explained, read_json, write_atomic
 
 WAIT = 5.0  # seconds between looks at members that other processes hold
 
@@ -96,7 +95,7 @@ def run(
 
 def needs(member: Member) -> list[str]:
   """The folders that a member's config names, as '@FOLDER'."""
-  fields = (path.split(".") for path in stages.RUNS)
+  fields = (path.split(".") for path in RUNS)
   values = [member.config.get(part, {}).get(name, "") for part, name in fields]
   return [value[1:] for value in values if value.startswith("@")]
 
