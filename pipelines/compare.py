@@ -24,8 +24,8 @@ from pipelines import budget, build, members, stages, training
 from pipelines.budget import Share
 from pipelines.members import Member
 
-# Fields of a comparison that may differ when it goes on.
-FREE = ("order", "seeds", "parallel.")
+# Fields of a comparison that may differ when it goes on, as may the devices.
+FREE = ("order", "seeds")
 
 
 def run(config: ConfigDict, workdir: str, command: Mapping[str, Any]) -> dict[str, str]:
@@ -103,7 +103,7 @@ def record(config: ConfigDict, workdir: Path, command: Mapping[str, Any]) -> Non
     changed = [
       f"{key}: {old.get(key, 'absent')!r} there, {given.get(key, 'absent')!r} given"
       for key in sorted(old.keys() | given.keys())
-      if old.get(key) != given.get(key) and not key.startswith(FREE)
+      if old.get(key) != given.get(key) and not (key in FREE or "parallel." in key)
     ]
     if changed:
       raise UserError(

@@ -191,6 +191,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple]:
   config.budget.unit, config.budget.amount = "flops", 2.4e9
   config.budget.codec_share, config.parameters = 0.5, (7_000, 200_000)
   config.parallel.backend = "jit"
+  config.eval.metrics = ("fd", "kid", "prdc")  # for memorisation they are too few
   config.data.name, config.data.path = "folder", str(picture_folder(path / "data", 48))
   config.data.languages, config.data.eval_split = ("en", "zh"), "test"
   command = {"config": f"{TINY}:tiny", "overrides": {"data.languages": ("en", "zh")}}

@@ -7,9 +7,8 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator
 
 Json = dict[str, Any]
 INK, FAINT, ACCENT = "#222222", "#c4c4c4", "#b3261e"
@@ -55,10 +54,11 @@ def quality_against_speed(
       middle = {"ha": "center", "va": "center", "fontsize": 7}
       axes.text(x, y, str(number), color=colour, zorder=3, **middle)
     axes.set_xscale("log")
-    axes.set_yscale("log")
-    plain(axes.xaxis)
-    plain(axes.yaxis)
+    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.tick_params(which="both", labelsize=7)
+    axes.margins(0.1)
     axes.set_xlabel("seconds a picture (less is better)")
     axes.set_ylabel(f"{quality} (less is better)")
   return svg[0]
@@ -72,31 +72,26 @@ def learning_curve(name: str, curves: dict[str, Sequence[Json]], quality: str) -
     curves: of all members: share of the budget, mean and std over seeds.
     quality: what is drawn.
   """
+  known = [p["mean"] for points in curves.values() for p in points if defined(p)]
   with drawing(2.6, 2.0) as (axes, svg):
     for other, points in curves.items():
-      if other != name and drawable(points):
-        axes.plot(*drawable(points), color=FAINT, linewidth=0.7, zorder=1)
-    if own := drawable(curves[name]):
-      axes.plot(*own, color=ACCENT, linewidth=1.8, marker="o", markersize=3, zorder=3)
-      spreads = [p["std"] or 0 for p in curves[name] if p["mean"] and p["mean"] > 0]
-      axes.errorbar(*own, yerr=spreads, fmt="none", ecolor=ACCENT, zorder=2)
-    axes.set_yscale("log")
+      own = [p for p in points if defined(p)]
+      x, y = [p["share"] for p in own], [p["mean"] for p in own]
+      if other != name:
+        axes.plot(x, y, color=FAINT, linewidth=0.7, zorder=1)
+        continue
+      axes.plot(x, y, color=ACCENT, linewidth=1.8, marker="o", markersize=3, zorder=3)
+      spreads = [p["std"] or 0 for p in own]
+      axes.errorbar(x, y, yerr=spreads, fmt="none", ecolor=ACCENT, zorder=2)
     axes.set_xlim(0, 1.05)
+    axes.set_ylim(min([0, *known]), 1.05 * max(known, default=1))
     axes.set_title(name, fontsize=9, loc="left", color=INK)
     axes.set_xlabel("share of the training", fontsize=7)
     axes.set_ylabel(quality, fontsize=7)
-    plain(axes.yaxis)
-    axes.tick_params(which="both", labelsize=7)
+    axes.tick_params(labelsize=7)
   return svg[0]
 
 
-def drawable(points: Sequence[Json]) -> list[list[float]]:
-  """[shares, means] of the points above 0, which a log axis has; [] without any."""
-  found = [(p["share"], p["mean"]) for p in points if p["mean"] and p["mean"] > 0]
-  return [[x for x, _ in found], [y for _, y in found]] if found else []
-
-
-def plain(axis: Axis) -> None:
-  """Plain numbers on a log axis, no more than there is room for."""
-  axis.set_major_formatter(LogFormatter())
-  axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.6)))
+def defined(point: Json) -> bool:
+  """Whether a point of a curve is a number."""
+  return point["mean"] is not None
