@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,7 +25,7 @@ def parse(argv: list[str]) -> ConfigDict:
   fields = set(_fields(load(_only_config(argv))))
   for name in (m[1] for m in map(re.compile(r"--?config\.([\w.]+)").match, argv) if m):
     if name not in fields:
-      raise unknown("config field", name, fields)
+      raise unknown_field(name, fields)
   try:
     rest = flags.FLAGS(argv)
     config = flags.FLAGS.config
@@ -37,6 +37,15 @@ def parse(argv: list[str]) -> ConfigDict:
     raise UserError(f"unexpected argument {rest[1]!r}; flags look like --mode=train.")
   limits.check(config)
   return config
+
+
+def unknown_field(name: str, fields: Collection[str]) -> UserError:
+  """The error for a field that a config has not: of a system, where stages have it."""
+  own = sorted(f for f in fields if re.fullmatch(rf"stages\.\w+\.{re.escape(name)}", f))
+  if not own:
+    return unknown("config field", name, fields)
+  choices = " or ".join(f"--config.{field}" for field in own)
+  return UserError(f"each stage has a {name} of its own: give {choices}.")
 
 
 def be_quiet() -> None:

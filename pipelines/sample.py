@@ -82,6 +82,11 @@ def batch_sampler(
       f"what generates latents of {config.data.codec} draws vectors, not pictures; it"
       " draws as a stage of a system, before one that has text.embedding."
     )
+  if given is not None and "stages" in config:
+    raise UserError(
+      f"{', '.join(config.draw)} draw together from texts alone: leave --image out, or"
+      " give --stage=NAME of one that edits or enlarges pictures."
+    )
   if given is not None and not family.edits:
     raise UserError(f"{config.family} does nothing with pictures: leave --image out.")
   if given is not None and config.sample.edit not in family.edits:

@@ -11,10 +11,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base
-from core import limits
+from core import cli, limits
 from core.checkpoint import Checkpoints
 from core.errors import UserError
-from core.family import Family, Samples, Spec, State, sample_keys
+from core.family import Family, Given, Samples, Spec, State, sample_keys
 from core.family import make as make_family
 from core.workdir import open_workdir, read_config
 from pipelines import build, inputs, published, sample, stages, system
@@ -250,6 +250,13 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     turns()
 
 
+def test_a_field_that_each_stage_has_is_told_with_their_names() -> None:
+  fields = {"seed", "stages.small.model.dim", "stages.large.model.dim"}
+  found = str(cli.unknown_field("model.dim", fields))
+  assert "--config.stages.large.model.dim or --config.stages.small.model.dim" in found
+  assert "did you mean 'seed'?" in str(cli.unknown_field("sead", fields))
+
+
 def test_stages_of_a_plain_config_are_refused() -> None:
   plain = base.get_config()
   assert [path for _, path in stages.runs(plain, "a/b", "train", "")] == ["a/b"]
@@ -301,6 +308,9 @@ def test_a_cascade_draws_what_its_stages_would(tmp_path: Path) -> None:
   front, family, run, whole = system.opened(config, str(tmp_path / "run"))
   assert front.data.size == 8
   assert front.data.low_size == 0
+  given = Given(np.zeros((1, 8, 8, 3), np.float32), np.ones((1, 8, 8, 1), np.float32))
+  with pytest.raises(UserError, match="small, large draw together from texts alone"):
+    sample.batch_sampler(front, family, run, 1, given=given)
   front.stages.small.sample.steps += 1
   settings = drawn_settings(front)
   assert settings["small.steps"] == front.sample.steps + 1
