@@ -37,7 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
     codec.data.flip, dual.data.channels = False, 3
   if simple:
     dual.train.steps = 900
-    generator.data.match, generator.train.steps = quickstart.SIMPLE, 1500
+    generator.data.match, generator.train.steps = quickstart.SIMPLE, 1000
   generator.data.codec, generator.data.latents = "@codec", "tokens"
   generator.eval.clip = "@clip"
   return base.system(

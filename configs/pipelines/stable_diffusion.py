@@ -67,7 +67,7 @@ def get_config(variant: str = "") -> ConfigDict:
         codec.model.widths = (32, 32, 64)
         codec.train.steps = 1000
         generator.data.match = quickstart.SIMPLE
-        generator.train.steps = 1500
+        generator.train.steps = 1000
     case _:
       raise base.unknown_variant(variant, VARIANTS)
   generator.data.codec = "@codec"
