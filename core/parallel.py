@@ -195,7 +195,6 @@ class Parallel:
     self, step: Callable[..., tuple[PyTree, PyTree]], state: PyTree, batch: PyTree
   ) -> jax.stages.Lowered:
     """The step for these devices, before XLA; state and batch (`cut`) may be shapes."""
-    rng = jax.eval_shape(jax.random.key, 0)
     if self.backend == "pmap":
       mapped = jax.pmap(
         functools.partial(step, axis="batch"),
@@ -205,7 +204,8 @@ class Parallel:
         donate_argnums=0,
         devices=list(self.mesh.devices.flat),
       )
-      return mapped.lower(state, batch, rng)
+      # With several processes pmap takes no shape for what all of them have.
+      return mapped.lower(state, batch, jax.random.key(0))
     shards = self.shardings(state)
     jitted = jax.jit(
       self.sharded(step),
@@ -213,7 +213,7 @@ class Parallel:
       in_shardings=(shards, self.rows, self.replicated),
       out_shardings=(shards, self.replicated),
     )
-    return jitted.lower(state, batch, rng)
+    return jitted.lower(state, batch, jax.eval_shape(jax.random.key, 0))
 
 
 @dataclass(frozen=True)
