@@ -182,6 +182,25 @@ def test_what_none_beats() -> None:
   ]  # fmt: skip
 
 
+def test_alignment_is_told_by_language_over_seeds() -> None:
+  def record(en: float, zh: float) -> dict[str, object]:
+    told = {"en": en, "zh": zh}
+    return {"metric": "alignment score", "value": en, "by_language": told}
+
+  found = rows.alignments([[record(20.0, 10.0)], [record(22.0, 11.0), {"metric": "x"}]])
+  assert found["alignment score"]["en"]["mean"] == 21
+  assert found["alignment score"]["zh"]["std"] == pytest.approx(0.5**0.5)
+  none = rows.spread([1.0, None])  # a score that was not finite
+  row = {"name": "glow", "columns": {"bpd": "bpd"}, "scores": {"bpd": none}}
+  row |= {"likelihood": "bound", "parameters": 1, "flops": 1.0, "sampling": 0.1}
+  row |= {"nfe": 1.0, "seconds": rows.spread([3.0]), "alignment": found}
+  table = {"rows": [row]}
+  assert page.heads(table)[-2:] == ["alignment score, en", "alignment score, zh"]
+  cells = page.cells(row, table)
+  assert cells[:2] == ["glow", "≤ not finite"]
+  assert cells[-2:] == ["21 ± 1.4", "10.5 ± 0.71"]
+
+
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple]:
   """A member with a codec, and one that is out of the band."""

@@ -25,4 +25,5 @@ def get_config(variant: str = "") -> ConfigDict:
     return fashion_mnist.get_config("tiny")
   c = fashion_mnist.comparison("openmoji32")
   c.budget.amount, c.eval.num_images, c.curve.num_images = 240.0, 500, 100
+  c.parameters = (200_000, 4_000_000)  # captions take more than classes
   return c
