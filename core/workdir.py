@@ -161,6 +161,12 @@ def hold(workdir: Path) -> None:
   _held[place] = lock
 
 
+def release(workdir: Path) -> None:
+  """Lets go of a folder that this process holds; does nothing to another."""
+  if lock := _held.pop(workdir.resolve(), None):
+    lock.close()
+
+
 def check_same(
   old: dict[str, Any],
   new: dict[str, Any],

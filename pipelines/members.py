@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from core.errors import UserError
 from core.log import say
-from core.workdir import RUNS, explained, read_json, write_atomic
+from core.workdir import RUNS, explained, read_json, release, write_atomic
 
 WAIT = 5.0  # seconds between looks at members that other processes hold
 
@@ -110,6 +110,7 @@ def attempt(member: Member, work: Callable[[Member], bool]) -> bool:
   except Exception as error:  # one member's fault must not end the others
     note(member, f"{type(error).__name__}: {error}", traceback.format_exc())
   finally:
+    release(member.workdir)
     # Each member compiles programs that no other has a use for.
     jax.clear_caches()
     gc.collect()
