@@ -14,9 +14,9 @@ from configs import base
 from core import cli, limits
 from core.checkpoint import Checkpoints
 from core.errors import UserError
-from core.family import Family, Given, Samples, Spec, State, sample_keys
+from core.family import Batch, Family, Given, Samples, Spec, State, sample_keys
 from core.family import make as make_family
-from core.workdir import open_workdir, read_config
+from core.workdir import open_workdir, read_config, resolved
 from pipelines import build, inputs, published, sample, stages, system
 from pipelines.drawn import of_stages as drawn_settings
 from tests.runs import (
@@ -322,15 +322,61 @@ def test_a_cascade_draws_what_its_stages_would(tmp_path: Path) -> None:
   (small, s_state), (large, l_state) = saved["small"], saved["large"]
   first = jax.jit(lambda *a: small.sample(*a, 2))(s_state, fold(keys, 0), cond["small"])
   given = cond["large"].replace(image=first.images)
-  second = jax.jit(lambda *a: large.sample(*a, 2))(l_state, fold(keys, 1), given)
+  draw = jax.jit(lambda *a: large.sample(*a, 2))
+  second = draw(l_state, fold(keys, 1), given)
   np.testing.assert_allclose(drawn.images, second.images, atol=1e-5)
+  other = draw(l_state, fold(keys, 1), given.replace(image=-first.images))
+  assert np.abs(second.images - other.images).max() > 0.01
   assert (drawn.nfe == first.nfe + second.nfe).all()
 
 
+def test_a_prior_and_a_decoder_draw_what_they_would_in_turn(tmp_path: Path) -> None:
+  """unCLIP's autoregressive one: tokens of components to vectors, of two the nearer."""
+  folder = picture_folder(tmp_path / "pictures")
+  config = load_config("configs/pipelines/dalle2.py", "tiny_ar")
+  config.data.name, config.data.path = "folder", str(folder)
+  config.data.match, config.data.languages = "", ("en",)
+  config.parallel.backend = "jit"
+  config.stages.decoder.sample.guidance_scale = 2.0
+  saved = {}
+  for name in config.order:
+    path = tmp_path / "run" / name
+    saved[name] = untrained(resolved(config.stages[name], path), path)
+  front, family, _, whole = system.opened(config, str(tmp_path / "run"))
+  cond = inputs.conditions(front, ["colour 1", "colour 2"], [0, 0])
+  keys = sample_keys(jax.random.key(3), 2)
+  drawn = jax.jit(lambda *a: family.sample(*a, 2))(whole, keys, cond)
+  fold = jax.vmap(jax.random.fold_in, (0, None))
+  (prior, state), (components, pca) = saved["prior"], saved["components"]
+  draw = jax.jit(lambda *a: prior.sample(*a, 2).images)
+  tokens = [draw(state, fold(fold(keys, 0), j), cond["prior"]) for j in range(2)]
+  vectors = [components.codecs["tokens"].decode(pca, x).reshape(2, -1) for x in tokens]
+  scores = [(z * cond["prior"].embedding).sum(1) for z in vectors]
+  nearer = jnp.where((scores[0] >= scores[1])[:, None], *vectors)
+  assert (np.asarray(tokens[0]) != tokens[1]).any()
+  decoder, state = saved["decoder"]
+  draw = jax.jit(lambda *a: decoder.sample(*a, 2).images)
+  given = cond["decoder"].replace(embedding=nearer)
+  images = draw(state, fold(keys, 1), given)
+  np.testing.assert_allclose(drawn.images, images, atol=1e-4)
+  assert np.abs(images - draw(state, fold(keys, 1), cond["decoder"])).max() > 0.01
+  assert drawn.frames.shape[0] == front.sample.frames  # of the decoder alone
+
+
 def untrained(config: ConfigDict, path: Path) -> tuple[Family, State]:
-  """A run with the weights that its family starts from."""
+  """A run with weights near those that its family starts from, of which none is 0."""
   workdir, family = open_workdir(str(path), config), build.family(config)
-  state = jax.jit(family.init)(jax.random.key(5), build.example_batch(config))
+
+  def start(key: jax.Array, batch: Batch) -> State:
+    state = family.init(key, batch)
+    leaves, tree = jax.tree.flatten(state.ema)
+    keys = jax.random.split(key, len(leaves))
+    moved = [
+      a + 0.1 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)
+    ]
+    return state.replace(ema=tree.unflatten(moved))
+
+  state = jax.jit(start)(jax.random.key(5), build.example_batch(config))
   checkpoints = Checkpoints(workdir)
   checkpoints.save(0, state)
   checkpoints.close()

@@ -6,6 +6,9 @@ The prior is a diffusion of vectors by a causal transformer, or autoregressive o
 their principal components in 1,024 cells each. The default is the paper's: CLIP, a
 prior of 1 billion parameters, a decoder of 3.5 billion at 64x64 and two upsamplers to
 1024x1024 (appendix C; COCO FID 10.39, and 10.63 with the autoregressive prior, :ar).
+The paper's CLIP is a ViT-H/16 of 256x256 pixels; here it sees what the decoder draws,
+64x64, and has the shape of configs/text/clip.py. Its autoregressive prior is given, in
+place of a choice of two, the dot product of the two vectors as a first token.
 
 `--stage=decoder --mode=sample --image=PICTURE` draws variations of a picture, without a
 caption if none is given, and with `--image=OTHER` and
@@ -83,8 +86,10 @@ def diffusion_prior(size: str) -> ConfigDict:
   if not size:
     captioned(c)
     shapes.unclip_prior(c)
-    c.data.batch_size, c.train.steps, c.sample.steps = 4096, 600_000, 64
-    c.model.dropout = 0.0
+    c.noise.timesteps, c.model.dropout = 1000, 0.0
+    c.data.batch_size, c.train.steps = 4096, 600_000
+    c.optim.learning_rate, c.optim.weight_decay = 1.1e-4, 0.06
+    c.optim.b2, c.optim.eps = 0.96, 1e-6
   return c
 
 
@@ -101,14 +106,15 @@ def captioned(c: ConfigDict) -> None:
 
 
 def components(size: str) -> ConfigDict:
-  """The principal components of the vectors, found in one pass over the data."""
+  """The principal components of the vectors, of all pictures or a million of them."""
   c = base.get_config()
   c.family, c.pca = "vae.pca", base.pca()
   base.openmoji32(c)
   c.text.encoder, c.text.drop = "none", 0.0
-  c.data.codec, c.data.batch_size, c.train.steps = "@clip", 256, 14
+  c.data.codec, c.data.batch_size, c.train.steps = "@clip", 4096, 250
   if size == "openmoji32":
     c.pca.components, c.pca.buckets = 64, 128
+    c.data.batch_size, c.train.steps = 256, 14
   if size == "tiny":
     base.tiny(c)
   c.sample.threshold, c.sample.guidance_scale = "none", 1.0
@@ -126,6 +132,8 @@ def tokens_prior(size: str) -> ConfigDict:
     captioned(c)
     shapes.unclip_ar_prior(c)
     c.data.batch_size, c.train.steps = 4096, 1_000_000
+    c.optim.learning_rate, c.optim.weight_decay = 1.6e-4, 0.04
+    c.optim.b2, c.optim.eps = 0.91, 1e-10
   return c
 
 
@@ -140,14 +148,26 @@ def decoder(size: str) -> ConfigDict:
     c.noise.schedule, c.noise.timesteps = "cosine", 1000
     shapes.unclip_decoder(c)
     c.data.batch_size, c.train.steps, c.sample.steps = 2048, 800_000, 250
+    c.optim.learning_rate = 1.2e-4
     c.sample.variance = "learned"
   return c
 
 
 def upsampler(size: int) -> ConfigDict:
-  """Without text or vector, from pictures with noise or blur (appendix C)."""
+  """Without text or vector, drawn by DDIM (appendix C).
+
+  From pictures with noise, where the paper's first one blurs them and its second
+  degrades them in many ways; and it trains on quarters of the pictures.
+  """
   c = super_resolution.get_config()
   shapes.unclip_upsampler(c, size)
   c.text.drop, c.sample.guidance_scale = 0.0, 1.0
-  c.sample.steps = {256: 27, 1024: 15}[size]
+  c.noise.timesteps, c.sample.sampler = 1000, "ddim"
+  c.train.steps = 1_000_000
+  if size == 256:
+    c.data.batch_size, c.sample.steps = 1024, 27
+    c.optim.learning_rate = 1.2e-4
+  else:
+    c.noise.schedule = "linear"
+    c.data.batch_size, c.sample.steps = 512, 15
   return c
