@@ -24,7 +24,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from core import cli, parallel
-from core.workdir import read_json
+from core.workdir import read_config
 from data import source
 from eval import images
 from eval.metrics import alignment
@@ -105,7 +105,7 @@ def row(
 
 def draw(workdir: str) -> Drawn:
   """All prompts by the run in `workdir`; with `sample.rerank` the best of each."""
-  config = ConfigDict(read_json(Path(workdir) / "config.json"))
+  config = read_config(Path(workdir))
   config.parallel.backend = "jit"
   config.sample.per_prompt = EACH
   config, family, run, state = system.opened(config, workdir)

@@ -100,16 +100,17 @@ def reopen_workdir(path: str, config: ConfigDict) -> Path:
 
 
 def read_config(workdir: Path) -> ConfigDict:
-  """The config of the run in a folder, with what was done before of fields in ADDED.
+  """The config of a run, or a system, with what was done before of fields in ADDED.
 
   Raises:
     UserError: the file is damaged.
   """
   config = ConfigDict(read_json(workdir / "config.json"))
-  for field, before in ADDED.items():
-    section, name = field.split(".")
-    if section in config and name not in config[section]:
-      config[section][name] = before
+  for own in (config, *config.get("stages", {}).values()):
+    for field, before in ADDED.items():
+      section, name = field.split(".")
+      if section in own and name not in own[section]:
+        own[section][name] = before
   return resolved(config, workdir)
 
 

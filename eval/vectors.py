@@ -27,8 +27,8 @@ class VectorScores:
   """state -> records of cos(drawn, true), the mean over held-out pictures.
 
   A vector is drawn for the caption of each picture, and compared with the picture's
-  own; and with that of the next picture, whose caption is another, for what a vector
-  has in common with any (`cosine_shuffled`).
+  own; and with that of the picture before it, for what a vector has in common with
+  any (`cosine_shuffled`).
 
   Args:
     config: reads `eval`, `sample`, `data.languages`.

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from core.edits import slerp
 from core.errors import UserError
 from core.family import Codec, Samples
+from core.parallel import Parallel
 from data.dataset import Dataset, Example
 from pipelines.opened import Opened
 from text import encoders
@@ -101,13 +102,17 @@ def dataset(own: Dataset, vectors: Dataset) -> Dataset:
 
 
 def embed(
-  cond: Cond, opened: Opened, images: Float[np.ndarray, "n h w c"] | None, n: int
+  cond: Cond,
+  opened: Opened,
+  run: Parallel,
+  images: Float[np.ndarray, "n h w c"] | None,
+  n: int,
 ) -> Cond:
   """The condition with the vectors of pictures, or of none: zeros."""
   if images is None:
     found = np.zeros((n, opened.codec.spec.shape[-1]), np.float32)
   else:
-    found = jax.jit(opened.codec.encode)(opened.state, images)
+    found = run.run(opened.codec.encode)(opened.state, images)
     found = np.asarray(jax.device_get(found)).reshape(n, -1)
   return cond.replace(embedding=found)
 
@@ -127,19 +132,33 @@ CAPTIONS = 64  # that are embedded at once
 
 
 def of_captions(
-  text: ConfigDict, opened: Opened, look_up: LookUp | None, captions: Sequence[str]
+  text: ConfigDict,
+  opened: Opened,
+  run: Parallel,
+  look_up: LookUp | None,
+  captions: Sequence[str],
 ) -> dict[str, Float[np.ndarray, " d"]]:
   """The vector of each caption, sqrt(d) long; of the empty one zeros.
 
   Args:
     text: how the dual encoder reads captions, its `config.text`.
     opened: it.
+    run: the devices.
     look_up: of its frozen text encoders, if any.
     captions: in any order, also more than once.
+
+  Raises:
+    UserError: it reads classes in place of captions.
   """
+  if text.encoder == "label":
+    raise UserError(
+      "the dual encoder in text.embedding knows classes and no captions: give one that"
+      " was trained with text.encoder='bytes', or set text.embedding_of_caption to"
+      " False."
+    )
   zeros = np.zeros(opened.codec.spec.shape[-1], np.float32)
   found, wanted = {"": zeros}, sorted(set(captions) - {""})
-  make, embed = encoders.raw(text, look_up), jax.jit(opened.codec.texts)
+  make, embed = encoders.raw(text, look_up), run.run(opened.codec.texts)
   for first in range(0, len(wanted), CAPTIONS):
     part = wanted[first : first + CAPTIONS]
     conds = [make(caption, 0) for caption in part + [""] * (CAPTIONS - len(part))]

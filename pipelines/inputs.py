@@ -35,7 +35,8 @@ def conditions(
   conds = [make_cond(*pair) for pair in zip(captions, labels, strict=True)]
   cond = jax.tree.map(lambda *leaves: np.stack(leaves), *conds)
   if embeddings.like_pictures(config):
-    cond = embeddings.embed(cond, build.embedder(config), images, len(captions))
+    run = parallel.make(config.parallel)
+    cond = embeddings.embed(cond, build.embedder(config), run, images, len(captions))
   elif build.embedder(config):
     vectors = of_captions(config, captions)
     cond = cond.replace(embedding=np.stack([vectors[c] for c in captions]))
@@ -47,8 +48,9 @@ def of_captions(
 ) -> dict[str, Float[np.ndarray, " d"]]:
   """Their vectors by the dual encoder of `text.embedding`."""
   theirs = codecs.config_of(embeddings.config_of(config))
-  look_up = texts.encoded(theirs, captions)
-  return embeddings.of_captions(theirs.text, build.embedder(config), look_up, captions)
+  look_up, run = texts.encoded(theirs, captions), parallel.make(config.parallel)
+  opened = build.embedder(config)
+  return embeddings.of_captions(theirs.text, opened, run, look_up, captions)
 
 
 def raw_conditions(config: ConfigDict, dataset: Dataset) -> Callable[[str, int], Cond]:

@@ -63,7 +63,8 @@ def runs(
   for name in (stage,) if stage else config.order:
     path = Path(workdir) / name
     own = resolved(config.stages[name], path)
-    missing = unfinished(config, Path(workdir), name)
+    builds = mode in ("train", "prepare")
+    missing = unfinished(config, Path(workdir), name) if builds else ""
     if mode == "prepare" and missing:
       say(f"stage {name} is prepared once {missing} is trained")
       continue

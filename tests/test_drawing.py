@@ -1,5 +1,6 @@
 """Edits, guides and small pictures, with a network that knows its data exactly."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 from core import edits, noise
 from core.family import Given, sample_keys
 from diffusion import denoiser, drawing
+from nets.embeddings import NoiseEmbedding
 from tests.exact import MEANS, SPEC, STD, parts
+from text import encoders
 from text.cond import Cond
 
 KEY = jax.random.key(0)
@@ -236,3 +239,45 @@ def test_a_degraded_picture_is_small_and_as_noisy_as_it_says():
   np.testing.assert_allclose(other.image_logsnr, noise.cosine().logsnr(t + 0.1))
   np.testing.assert_allclose(off.std(), sigma, rtol=0.05)
   np.testing.assert_allclose(alpha, np.sqrt(0.5), rtol=1e-4)
+
+
+def test_drawing_starts_from_a_picture_as_noisy_as_augmentation_says(monkeypatch):
+  """In training every level is seen; in drawing the small picture has this one."""
+  config, model = parts(monkeypatch, sample__augmentation=0.3, data__low_size=2)
+  asked = []
+  monkeypatch.setattr(drawing, "degraded", lambda *args: asked.append(args) or args[0])
+  monkeypatch.setattr(model, "encode", lambda params, cond: cond, raising=False)
+  keys = sample_keys(KEY, N)
+  drawing.denoiser(config, model)({}, COND, keys)
+  (_, own, level, size), *_ = asked
+  np.testing.assert_allclose(level, [0.3] * N)
+  assert size == 2
+  assert (jax.random.key_data(own) != jax.random.key_data(keys)).any(1).all()
+
+
+class Seen(nn.Module):
+  """Returns all that it is given to see."""
+
+  @nn.compact
+  def __call__(self, x, logsnr, cond, ids=None):
+    assert cond.image is None
+    return x
+
+
+def test_a_small_picture_is_seen_beside_the_noisy_one_and_its_level_told():
+  level = NoiseEmbedding(6)
+  net = denoiser.Denoiser(encoders.NoEncoder(), Seen(), level)
+  x, small = jax.random.normal(KEY, (2, 4, 4, 1)), jnp.arange(8.0).reshape(2, 2, 2, 1)
+  cond = Cond(image=small, image_logsnr=jnp.array([0.0, 2.0]))
+  params = net.init(KEY, x, jnp.zeros(2), cond)["params"]
+  apply = lambda method, *args: net.apply({"params": params}, *args, method=method)  # noqa: E731
+  encoded = apply("encode", cond, x.shape)
+  expected = level.apply({"params": params["level"]}, cond.image_logsnr)
+  np.testing.assert_allclose(encoded.pooled, expected, atol=1e-6)
+  assert np.abs(encoded.pooled[0] - encoded.pooled[1]).max() > 1e-3
+  seen = apply("predict", x, jnp.zeros(2), encoded)
+  np.testing.assert_array_equal(seen[..., :1], x)
+  # Bilinear, from the middles of pixels: a quarter and three quarters of the way.
+  rows = np.array([0, 0.25, 0.75, 1])
+  large = 2 * rows[:, None] + rows[None]
+  np.testing.assert_allclose(seen[0, ..., 1], large, atol=1e-5)

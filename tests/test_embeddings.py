@@ -128,6 +128,14 @@ def test_a_prior_reads_the_vector_of_the_caption(place: Path) -> None:
     np.testing.assert_array_equal(vector, asked.embedding[tokens[bytes(row)]])
 
 
+def test_a_dual_encoder_of_classes_has_no_vectors_of_captions(place: Path) -> None:
+  config = prior(place)
+  opened, run = build.embedder(config), parallel.make(config.parallel)
+  config.text.encoder = "label"
+  with pytest.raises(UserError, match="knows classes and no captions"):
+    embeddings.of_captions(config.text, opened, run, None, ["a"])
+
+
 def test_the_vector_of_a_caption_is_dropped_with_it() -> None:
   text = load_config("configs/diffusion/ddpm.py").text
   text.drop, text.embedding, text.embedding_of_caption = 0.5, "somewhere", True

@@ -72,8 +72,14 @@ def test_a_run_older_than_a_field_has_what_was_done_before(tmp_path: Path) -> No
   for _, part, name in fields_added():
     del config[part][name]
   open_workdir(str(tmp_path), config)
-  read = workdir.read_config(tmp_path)
-  assert {field: read[part][name] for field, part, name in fields_added()} == before
+  of_system = json.dumps({"stages": {"a": json.loads(config.to_json_best_effort())}})
+  (tmp_path / "system").mkdir()
+  (tmp_path / "system" / "config.json").write_text(of_system)
+  for read in (
+    workdir.read_config(tmp_path),
+    workdir.read_config(tmp_path / "system").stages.a,
+  ):
+    assert {field: read[part][name] for field, part, name in fields_added()} == before
 
 
 def fields_added() -> list[tuple[str, ...]]:
