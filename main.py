@@ -90,7 +90,8 @@ def main() -> None:
   if FLAGS.mode == "compare":
     return side_by_side(config, FLAGS.workdir)
   for own, path in stages.runs(config, FLAGS.workdir, FLAGS.mode, FLAGS.stage):
-    MODES[FLAGS.mode](own, path)
+    with stages.told(config, own, path):
+      MODES[FLAGS.mode](own, path)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ made: a generator of latents whose codec is another stage, or a cascade. A stage
 is in WORKDIR/NAME, and `data.codec="@NAME"` in one stage is that of another.
 """
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterator
@@ -85,6 +86,17 @@ def runs(
       return  # it was asked to stop
 
 
+@contextlib.contextmanager
+def told(config: ConfigDict, own: ConfigDict, path: str) -> Iterator[None]:
+  """Says in a UserError which stage of a system it is of."""
+  try:
+    yield
+  except UserError as error:
+    if "stages" not in config or own is config:
+      raise
+    raise UserError(f"stage {Path(path).name}: {error}") from error
+
+
 def record(config: ConfigDict, workdir: Path) -> None:
   """Writes the config of the whole to `config.json`.
 
@@ -162,8 +174,9 @@ def check(config: ConfigDict) -> None:
 
   Raises:
     UserError: a stage in `order` or `draw` is missing, a stage needs one that comes
-      later or that is not there, or one that draws does not start from what the one
-      before makes, a picture of its size or a vector of its dual encoder.
+      later, that is not there or is of other pictures, or one that draws does not
+      start from what the one before makes, a picture of its size or a vector of its
+      dual encoder.
   """
   for field in ("order", "draw"):
     for name in config[field]:
@@ -178,6 +191,14 @@ def check(config: ConfigDict) -> None:
           f"stage {name} needs the run of stage {other!r}, which is not trained before"
           f" it; known, in order: {', '.join(config.order)}."
         )
+    for other in needs(config, name, BENEATH):
+      own, theirs = config.stages[name].data, config.stages[other].data
+      for field in ("size", "channels"):
+        if own[field] != theirs[field]:
+          raise UserError(
+            f"stages.{name}.data.{field} is {own[field]}, and stages.{other}.data."
+            f"{field}, of what lies beneath it, {theirs[field]}; give both the same."
+          )
   first = config.draw[0]
   if config.stages[first].data.low_size:
     raise UserError(

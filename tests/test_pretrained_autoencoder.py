@@ -160,3 +160,6 @@ def test_a_folder_and_its_scale(tmp_path):
   check_scale(0.0, file, "vae.latent_scale")
   with pytest.raises(UserError, match="vae.latent_scale is 0.3, .*=0.18215; set it so"):
     check_scale(0.3, file, "vae.latent_scale")
+  (tmp_path / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+  with pytest.raises(UserError, match="is of UNet2DConditionModel, not of Autoenc"):
+    autoencoder.check_described(NET, tmp_path)

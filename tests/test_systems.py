@@ -250,6 +250,24 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     turns()
 
 
+def test_the_pictures_of_a_stage_are_those_of_its_codec() -> None:
+  config = load_config("configs/pipelines/stable_diffusion.py")
+  config.stages.codec.data.size = 16
+  with pytest.raises(UserError, match=r"stages\.generator\.data\.size is 8"):
+    stages.check(config)
+
+
+def test_an_error_says_of_which_stage_it_is() -> None:
+  config, plain = load_config("configs/pipelines/imagen.py"), base.get_config()
+  for whole, own, message in (
+    (config, config.stages.small, "^stage small: no$"),
+    (config, config, "^no$"),
+    (plain, plain, "^no$"),
+  ):
+    with pytest.raises(UserError, match=message), stages.told(whole, own, "a/small"):
+      raise UserError("no")
+
+
 def test_a_field_that_each_stage_has_is_told_with_their_names() -> None:
   fields = {"seed", "stages.small.model.dim", "stages.large.model.dim"}
   found = str(cli.unknown_field("model.dim", fields))

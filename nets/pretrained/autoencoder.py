@@ -147,10 +147,17 @@ def scale(file: Path) -> float | None:
   return float(found) if isinstance(found, int | float) else None
 
 
-def check_groups(net: Autoencoder, file: Path) -> None:
-  """Raises UserError if config.json has other norms, which no shape would tell."""
+def check_described(net: Autoencoder, file: Path) -> None:
+  """Raises UserError if config.json is of another kind of network or has other norms.
+
+  Norms are what no shape would tell.
+  """
   config = beside(file)
   found = hugging_face.read_json(config) if config.exists() else {}
+  if (kind := found.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
+    raise UserError(
+      f"{config} is of {kind}, not of AutoencoderKL; give the folder 'vae' beside it."
+    )
   if (wanted := found.get("norm_num_groups")) is None:
     return
   own = {net.groups or min(math.gcd(32, c), c // LEAST) for c in net.widths}
@@ -179,7 +186,7 @@ def load(
     raise UserError(
       f"{file} is missing: download it from {ORIGIN}, or give the file that you have."
     )
-  check_groups(net, file)
+  check_described(net, file)
   if file.is_dir():
     state = hugging_face.read_tensors(file, Path(FILE).stem).state
   else:
