@@ -65,8 +65,13 @@ def stream(config: ConfigDict, start: int):
 
 
 def test_every_variant_fits_together(subtests: pytest.Subtests) -> None:
-  """At full size too: the networks are built without their numbers."""
+  """At full size too: the networks are built without their numbers.
+
+  The tests below train what is `:tiny`.
+  """
   for name, variant in [(file, v) for file in CONFIGS for v in variants(file)]:
+    if variant == "tiny":
+      continue
     with subtests.test(f"{name}:{variant}"):
       config = load_config(name, variant)
       if "diffusion" in config and config.diffusion.weights:
