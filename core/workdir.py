@@ -179,6 +179,11 @@ def check_same(
   Fields whose names begin with one of `free` do not. A field that the older config
   lacks was added since: False, 0, '' and () mean what was done before.
   """
+  if "stages" in old and "stages" not in new:
+    raise UserError(
+      f"{workdir} holds a system of several stages; give its config, or another"
+      " --workdir."
+    )
   old, new = (dict(flat(named(tree, workdir))) for tree in (old, new))
   for tree in (old, new):
     if tree.get("data.path"):

@@ -16,7 +16,7 @@ from core.checkpoint import Checkpoints
 from core.errors import UserError
 from core.family import Batch, Family, Given, Samples, Spec, State, sample_keys
 from core.family import make as make_family
-from core.workdir import open_workdir, read_config, resolved
+from core.workdir import check_same, open_workdir, read_config, resolved
 from pipelines import build, inputs, published, sample, stages, system
 from pipelines.drawn import of_stages as drawn_settings
 from tests.runs import (
@@ -255,6 +255,11 @@ def test_the_pictures_of_a_stage_are_those_of_its_codec() -> None:
   config.stages.codec.data.size = 16
   with pytest.raises(UserError, match=r"stages\.generator\.data\.size is 8"):
     stages.check(config)
+
+
+def test_a_plain_run_in_the_folder_of_a_system_is_refused() -> None:
+  with pytest.raises(UserError, match="^a holds a system of several stages; "):
+    check_same({"stages": {}, "seed": 0}, {"seed": 1}, Path("a"))
 
 
 def test_an_error_says_of_which_stage_it_is() -> None:
