@@ -13,14 +13,12 @@ from core.log import say
 from data import source
 from eval import report
 from pipelines import (
-  build,
   compare,
   draw,
-  inputs,
   pods,
   stages,
+  sweep,
   system,
-  texts,
   training,
 )
 
@@ -31,6 +29,7 @@ flags.DEFINE_multi_string("image", [], "what to edit or enlarge; repeatable")
 flags.DEFINE_string("mask", "", "picture, white where sample.edit=inpaint draws")
 flags.DEFINE_string("stage", "", "which part of a system; '' for all")
 flags.DEFINE_string("topology", "", "what to compile for, such as v5e:16x16")
+flags.DEFINE_multi_string("sweep", [], "FIELD=VALUE,VALUE or FILE.json; repeatable")
 flags.DEFINE_multi_string("prompt", [], "what to draw (--mode=sample); repeatable")
 
 
@@ -43,22 +42,16 @@ def sample(config: ConfigDict, path: str) -> None:
     print(file)
 
 
-def prepare(config: ConfigDict, path: str) -> None:
-  """Builds the data set, its texts and latents, ahead of time; needs no workdir."""
-  build.example_batch(config)  # refuses what does not fit before the data are built
-  source.prepare(config.data)
-  load = functools.cache(functools.partial(source.load, config.data))
-  texts.prepare(config, load)
-  inputs.encode_splits(config, load)
-
-
 def side_by_side(config: ConfigDict, path: str) -> None:
-  """Trains and scores the members of a comparison; writes its report."""
+  """Trains and scores the runs of a comparison or a sweep; writes its report."""
   command = {
     "config": config_flags.get_config_filename(FLAGS["config"]),
     "overrides": config_flags.get_override_values(FLAGS["config"]),
   }
-  failed = compare.run(config, path, command)
+  if FLAGS.mode == "sweep":
+    failed = sweep.run(config, path, command, FLAGS.sweep)
+  else:
+    failed = compare.run(config, path, command)
   for file in report.write(Path(path)):
     print(file)
   if failed:
@@ -69,8 +62,9 @@ MODES = {
   "train": training.train,
   "sample": sample,
   "eval": training.score,
-  "prepare": prepare,
+  "prepare": training.prepare,
   "compare": side_by_side,
+  "sweep": side_by_side,
 }
 flags.DEFINE_enum("mode", "train", [*MODES, "compile"], "what to do")
 
@@ -78,8 +72,8 @@ flags.DEFINE_enum("mode", "train", [*MODES, "compile"], "what to do")
 def main() -> None:
   """Does what the command line says."""
   config = cli.parse(sys.argv)
-  if "members" in config or FLAGS.mode == "compare":
-    compare.check_mode(config, FLAGS.mode, FLAGS.stage)
+  compare.check_mode(config, FLAGS.mode, FLAGS.stage)
+  sweep.check_mode(config, FLAGS.mode, FLAGS.stage, FLAGS.sweep)
   if FLAGS.mode == "compile":
     return pods.report(config, FLAGS.workdir, FLAGS.topology, FLAGS.stage)
   if not FLAGS.workdir and FLAGS.mode != "prepare":
@@ -87,7 +81,7 @@ def main() -> None:
   parallel.initialize()
   parallel.keep_freed_memory()
   cli.be_quiet()
-  if FLAGS.mode == "compare":
+  if FLAGS.mode in ("compare", "sweep"):
     return side_by_side(config, FLAGS.workdir)
   for own, path in stages.runs(config, FLAGS.workdir, FLAGS.mode, FLAGS.stage):
     with stages.told(config, own, path):

@@ -202,9 +202,12 @@ def check(config: ConfigDict) -> None:
 
   In a tuple each number counts.
   Fields that the config does not have are passed over: a family adds its own. Of a
-  system each stage is checked, of a comparison each member and codec.
+  system each stage is checked, of a comparison each member and codec, of a table what
+  its rows start from and need.
   """
-  parts = {"stages": "stage", "members": "member", "codecs": "codec"}
+  if "rows" in config:
+    check(config.base)
+  parts = {"stages": "stage", "members": "member", "codecs": "codec", "shared": "run"}
   for part, word in parts.items():
     for name, own in config.get(part, {}).items():
       try:

@@ -80,7 +80,9 @@ def check(config: ConfigDict) -> None:
 
 
 def check_mode(config: ConfigDict, mode: str, stage: str) -> None:
-  """Raises UserError unless a comparison is what is asked for."""
+  """Raises UserError if a comparison is asked for of another config, or the reverse."""
+  if "members" not in config and mode != "compare":
+    return
   if "members" not in config:
     raise UserError("--mode=compare is for a comparison: a file of configs/compare/.")
   if mode != "compare" or stage:

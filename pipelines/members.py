@@ -29,13 +29,14 @@ WAIT = 5.0  # seconds between looks at members that other processes hold
 class Member(NamedTuple):
   """A run among others: its name, its config and its folder, `config.seed` included.
 
-  A field of the config may name another member's folder, as '@FOLDER': the member comes
-  after that one.
+  A field of the config may name another member's folder, as '@FOLDER', and so may
+  `after`, without the sign: the member comes after that one.
   """
 
   name: str
   config: ConfigDict
   workdir: Path
+  after: str = ""
 
 
 def run(
@@ -94,10 +95,11 @@ def run(
 
 
 def needs(member: Member) -> list[str]:
-  """The folders that a member's config names, as '@FOLDER'."""
+  """The folders of the members that a member comes after."""
   fields = (path.split(".") for path in RUNS)
   values = [member.config.get(part, {}).get(name, "") for part, name in fields]
-  return [value[1:] for value in values if value.startswith("@")]
+  named = [value[1:] for value in values if value.startswith("@")]
+  return [*named, member.after] if member.after else named
 
 
 def attempt(member: Member, work: Callable[[Member], bool]) -> bool:

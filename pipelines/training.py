@@ -1,4 +1,4 @@
-"""One run from its config: trained, and scored."""
+"""One run from its config: prepared, trained, and scored."""
 
 import functools
 from pathlib import Path
@@ -12,6 +12,15 @@ from core.workdir import check_workdir, open_workdir
 from data import source
 from eval.evaluate import Scorer, in_training, usual
 from pipelines import build, draw, inputs, system, texts
+
+
+def prepare(config: ConfigDict, path: str = "") -> None:
+  """Builds the data set, its texts and latents, ahead of time; needs no workdir."""
+  build.example_batch(config)  # refuses what does not fit before the data are built
+  source.prepare(config.data)
+  load = functools.cache(functools.partial(source.load, config.data))
+  texts.prepare(config, load)
+  inputs.encode_splits(config, load)
 
 
 def train(config: ConfigDict, path: str) -> None:

@@ -28,7 +28,9 @@ FILES = sorted(
 )
 SYSTEMS = [file for file in FILES if file.startswith("configs/pipelines/")]
 COMPARISONS = [file for file in FILES if file.startswith("configs/compare/")]
-CONFIGS = [file for file in FILES if file not in (*SYSTEMS, *COMPARISONS)]
+ABLATIONS = [file for file in FILES if file.startswith("configs/ablations/")]
+MANY = (*SYSTEMS, *COMPARISONS, *ABLATIONS)  # runs
+CONFIGS = [file for file in FILES if file not in MANY]
 
 
 def load_config(file: str, variant: str = "tiny") -> ConfigDict:

@@ -1,4 +1,4 @@
-"""`python -m eval.report WORKDIR`: writes the report of a comparison again."""
+"""`python -m eval.report WORKDIR`: writes the report of a comparison or a sweep."""
 
 import sys
 from pathlib import Path

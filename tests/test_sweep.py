@@ -1,0 +1,208 @@
+"""Sweeps: rows and their configs, what is trained once, the table and its orderings."""
+
+import json
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import quickstart
+from core import limits
+from core.errors import UserError
+from eval import report
+from eval.report import table
+from pipelines import build, study, sweep, training
+from tests.runs import ABLATIONS, load_config, on, picture_folder, variants
+
+
+@pytest.mark.parametrize("file", ABLATIONS)
+def test_rows_of_every_table_fit(file: str) -> None:
+  """At each scale, and the paper's orderings are of rows that there are."""
+  assert variants(file) == ["", "paper", "mini", "tiny"]
+  for variant in variants(file)[1:]:
+    config = load_config(file, variant)
+    limits.check(config)
+    found = study.of_table(config)
+    rows = study.configs(found)
+    members = sweep.members_of(found, Path("x"), found.order)
+    assert len(members) == len(found.shared) + 2 * len(rows)
+    names = {name for _, *pair in table.orderings(study.told(found)) for name in pair}
+    assert names <= set(rows)
+    if variant != "paper":  # whose codecs and encoders are not here
+      for own in rows.values():
+        assert own.data.codec[:1] in ("", "@")
+        if not own.data.codec:
+          build.family(own)
+
+
+def test_rows_that_draw_differently_have_one_training() -> None:
+  found = study.of_table(load_config("configs/ablations/cfg_table1.py", "mini"))
+  rows = study.configs(found)
+  assert rows["p05_w1"].text.drop == 0.5
+  assert rows["p05_w1"].sample.guidance_scale == 2
+  assert sweep.owners(rows)["p05_w1"] == "p05_w0"
+  # Asked for alone, a row comes after the one whose weights it has.
+  members = sweep.members_of(found, Path("x"), ("p05_w1",))
+  assert [m.name for m in members[:2]] == ["p05_w0-0", "p05_w1-0"]
+  assert members[1].after == "p05_w0-0"
+  assert [m.config.seed for m in members] == [0, 0, 1, 1]
+
+
+def test_flags_make_a_grid(tmp_path: Path) -> None:
+  base = quickstart.get_config("tiny")
+  flags = ["optim.learning_rate=1e-3,1", "model.widths=(8,16),(8,)", "seed=0,2"]
+  found = study.of_flags(base, flags)
+  assert found.seeds == [0, 2]
+  assert list(found.rows) == [
+    "learning_rate=0.001,widths=8x16",
+    "learning_rate=0.001,widths=8",
+    "learning_rate=1.0,widths=8x16",
+    "learning_rate=1.0,widths=8",
+  ]
+  last = study.configs(found)["learning_rate=1.0,widths=8"]
+  assert (last.model.widths, last.optim.learning_rate) == ((8,), 1.0)
+  file = tmp_path / "rows.json"
+  file.write_text('[{"name": "wide", "model.widths": [32]}, {"data.flip": true}]')
+  found = study.of_flags(base, [str(file), "data.match=a,b"])
+  names = ["wide,match=a", "wide,match=b", "flip=True,match=a", "flip=True,match=b"]
+  assert list(found.rows) == names
+  assert found.rows["wide,match=a"] == {"model.widths": (32,), "data.match": "a"}
+
+
+@pytest.mark.parametrize(
+  ("flag", "message"),
+  [
+    ("model.dimm=1,2", "did you mean 'model.dim'"),
+    ("model=1", "sweep field='model' is unknown"),
+    ("model.dim=wide", "model.dim must be a whole number, not 'wide'"),
+    ("model.dim=1.5", "model.dim must be a whole number, not 1.5"),
+    ("data.flip=1", "data.flip must be True or False"),
+    ("model.widths=8", "model.widths must be a tuple"),
+    ("model.dim=", "gives no values"),
+    ("optim.learning_rate=-1.0", "optim.learning_rate must be above 0"),
+    ("rows.json", "neither FIELD=VALUE,VALUE nor a JSON file"),
+    ("seed=-1", "seeds must be different whole numbers"),
+  ],
+)
+def test_a_flag_that_does_not_fit_is_refused(flag: str, message: str) -> None:
+  with pytest.raises(UserError, match=message):
+    study.configs(study.of_flags(quickstart.get_config("tiny"), [flag]))
+
+
+@pytest.mark.parametrize(
+  ("given", "message"),
+  [
+    (({"rows": {}}, "train", "", []), "for --mode=sweep"),
+    (({}, "train", "", ["seed=1"]), "--sweep is for"),
+    (({"stages": {}}, "sweep", "", ["seed=1"]), "one run"),
+    (({"rows": {}}, "sweep", "", ["seed=1"]), "no --sweep"),
+    (({}, "sweep", "", []), "or rows"),
+  ],
+)
+def test_modes(given: tuple, message: str) -> None:
+  config, *rest = given
+  with pytest.raises(UserError, match=message):
+    sweep.check_mode(ConfigDict(config), *rest)
+
+
+def stored(folder: Path, scores: dict[str, dict[str, list[float | None]]]) -> Path:
+  """A sweep's folder with these scores: row -> metric -> a value a seed."""
+  config = {
+    "base": {},
+    "shared": {},
+    "source": "A paper, table 1",
+    "seeds": [0, 1],
+    "rows": {name: {"model.dim": i} for i, name in enumerate("abcd")},
+    "paper": {"fd": {"a": 3.0, "b": 2.0, "c": 4.5}},
+    "orderings": [["is", "b", "a"], ["fd", "b", "d"]],
+  }
+  about = {"config": "x.py:mini", "date": "today", "commit": "c", "machine": "m"}
+  folder.mkdir()
+  (folder / "config.json").write_text(json.dumps(config))
+  (folder / "about.json").write_text(json.dumps(about))
+  for name, metrics in scores.items():
+    for seed in range(len(next(iter(metrics.values())))):
+      run = folder / f"{name}-{seed}"
+      run.mkdir()
+      records = [{"metric": m, "value": v[seed]} for m, v in metrics.items()]
+      (run / "eval.json").write_text(json.dumps({"step": 9, "scores": records}))
+  return folder
+
+
+def test_orderings_are_judged_by_the_spread_over_seeds(tmp_path: Path) -> None:
+  """By hand: a has 20 ± 1.41 over two seeds, b 10 ± 1.41; the gap is 10 ± 1.41."""
+  scores = {
+    "a": {"FD-net": [19.0, 21.0], "FD-infinity-net": [0.0, 0.0], "IS-net": [2.0, 2.0]},
+    "b": {"FD-net": [9.0, 11.0], "FD-infinity-net": [9.0, 9.0], "IS-net": [1.0, 1.0]},
+    "c": {"FD-net": [19.0, 22.0]},
+  }
+  found = table.read(stored(tmp_path / "run", scores))
+  judged = {(o["score"], o["better"], o["worse"]): o for o in found["orderings"]}
+  first = judged["fd", "b", "a"]
+  assert first["paper"] == [2.0, 3.0]
+  assert first["difference"] == 10
+  assert first["error"] == pytest.approx(2**0.5)
+  assert {key: own["verdict"] for key, own in judged.items()} == {
+    ("fd", "b", "a"): table.YES,
+    ("fd", "b", "c"): table.YES,
+    ("fd", "a", "c"): table.NEAR,
+    ("is", "b", "a"): table.NO,
+    ("fd", "b", "d"): table.OPEN,
+  }
+  files = report.write(tmp_path / "run")
+  before = [file.read_bytes() for file in files]
+  text = before[1].decode()
+  assert "| a | model.dim=0 | 2 | 3 | 20 ± 1.4 |" in text
+  assert "| FID | b | a | 2 against 3 | 10 ± 1.4 | reproduced |" in text
+  assert "Of 5 orderings of the paper's: 2 reproduced, 1 within the spread," in text
+  report.write(tmp_path / "run")
+  assert [file.read_bytes() for file in files] == before
+
+
+def test_one_seed_has_no_spread(tmp_path: Path) -> None:
+  scores = {"a": {"FD-net": [2.0]}, "b": {"FD-net": [1.0]}, "c": {"FD-net": [None]}}
+  found = table.read(stored(tmp_path / "run", scores))
+  verdicts = [own["verdict"] for own in found["orderings"]]
+  assert verdicts == [table.ONE_YES, table.BAD, table.BAD, table.OPEN, table.OPEN]
+
+
+def test_a_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  """Rows come later, one with another's weights; one fails, and is tried again."""
+  config = on(picture_folder(tmp_path / "data"), "configs/vae/vae.py")
+  config.train.steps = config.train.checkpoint_every = 2
+  config.train.sample_every = config.train.eval_every = 0
+  config.eval.metrics, config.eval.train_metrics = ("bpd_iwae",), ("bpd",)
+  trained = []
+  real = training.train
+
+  def train(own: ConfigDict, path: str) -> None:
+    trained.append(Path(path).name)
+    real(own, path)
+
+  monkeypatch.setattr(training, "train", train)
+  path, told = tmp_path / "run", {"config": "vae.py", "overrides": {}}
+
+  def run(*flags: str, own: ConfigDict = config) -> dict[str, str]:
+    return sweep.run(own, str(path), told, flags)
+
+  assert run("vae.iwae_samples=2") == {}
+  rows = tmp_path / "rows.json"
+  bad = {"name": "bad", "vae.likelihood": "unicorn"}
+  rows.write_text(json.dumps([bad, {"name": "k8", "vae.iwae_samples": 8}]))
+  failed = run(str(rows))
+  assert list(failed) == ["bad-0"]
+  assert "unicorn" in failed["bad-0"]
+  assert trained == ["iwae_samples=2-0", "bad-0"]
+  found = json.loads((path / "table.json").read_text())
+  assert [r["name"] for r in found["rows"]] == ["iwae_samples=2", "bad", "k8"]
+  two, none, eight = (r["scores"] for r in found["rows"])
+  assert none == {}
+  assert 0 < eight["bpd_iwae"]["mean"] < two["bpd_iwae"]["mean"]
+  assert "bad-0 failed: " in (path / "table.md").read_text()
+  # What is done is passed over.
+  assert list(run(str(rows))) == ["bad-0"]
+  assert trained == ["iwae_samples=2-0", "bad-0", "bad-0"]
+  other = config.copy_and_resolve_references()
+  other.optim.b1 = 0.5
+  with pytest.raises(UserError, match="holds another sweep .base.optim.b1"):
+    run("vae.iwae_samples=2", own=other)
