@@ -212,6 +212,8 @@ def do(asked: Study, member: Member) -> bool:
   if member.after:
     borrow(member, own)
   elif stages.trained_steps(member.workdir) < own.train.steps:
+    if own.text.encoder == "frozen":
+      training.prepare(own)
     training.train(own, path)
     if stages.trained_steps(member.workdir) < own.train.steps:
       return False

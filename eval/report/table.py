@@ -12,10 +12,24 @@ from eval.report.rows import OTHERS, failures, spread, trained_seconds
 
 Json = dict[str, Any]
 # A score's short name, where the run's own name begins otherwise.
-PREFIXES = {"fd": ("FID", "FD-"), "kid": ("KID", "KD-"), "is": ("IS",)}
-LABELS = {"fd": "FID", "kid": "KID", "is": "IS", "bpd": "bits a dimension"}
+PREFIXES = {
+  "fd": ("FID", "FD-"),
+  "kid": ("KID", "KD-"),
+  "is": ("IS",),
+  "rfd": ("rFID", "rFD-"),
+}
+LABELS = {"fd": "FID", "kid": "KID", "is": "IS", "rfd": "rFID", "bpd": "bits"}
 # Scores of which more is better.
-HIGHER = ("is", "precision", "recall", "density", "coverage", "psnr", "ssim", "clip")
+HIGHER = (
+  "is",
+  "precision",
+  "recall",
+  "density",
+  "coverage",
+  "psnr",
+  "ssim",
+  "recognised",
+)
 # What is said of an ordering of the paper's.
 YES, NO, NEAR = "reproduced", "the other way", "within the spread"
 ONE_YES, ONE_NO = "reproduced by one seed", "the other way by one seed"
