@@ -54,10 +54,11 @@ def of_table(config: ConfigDict) -> Study:
     UserError: `order` or `seeds` are no such values, or an ordering names no row.
   """
   plain = config.copy_and_resolve_references()
-  rows = {name: dict(flat(own.to_dict())) for name, own in plain.rows.items()}
   for name in plain.order:
-    if name not in rows:
-      raise unknown("row in order", name, rows)
+    if name not in plain.rows:
+      raise unknown("row in order", name, plain.rows)
+  names = dict.fromkeys((*plain.order, *plain.rows))  # a ConfigDict sorts its own
+  rows = {name: dict(flat(plain.rows[name].to_dict())) for name in names}
   paper = plain.paper.to_dict()
   told = [name for numbers in paper.values() for name in numbers]
   for name in (*told, *(row for _, *pair in plain.orderings for row in pair)):

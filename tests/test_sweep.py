@@ -38,6 +38,7 @@ def test_rows_of_every_table_fit(file: str) -> None:
 def test_rows_that_draw_differently_have_one_training() -> None:
   found = study.of_table(load_config("configs/ablations/cfg_table1.py", "mini"))
   rows = study.configs(found)
+  assert list(rows)[:5] == ["p01_w0", "p01_w01", "p01_w1", "p01_w4", "p02_w0"]
   assert rows["p05_w1"].text.drop == 0.5
   assert rows["p05_w1"].sample.guidance_scale == 2
   assert sweep.owners(rows)["p05_w1"] == "p05_w0"
@@ -168,10 +169,10 @@ def test_one_seed_has_no_spread(tmp_path: Path) -> None:
 
 def test_a_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
   """Rows come later, one with another's weights; one fails, and is tried again."""
-  config = on(picture_folder(tmp_path / "data"), "configs/vae/vae.py")
+  config = on(picture_folder(tmp_path / "data"), "configs/vae/mixture.py")
   config.train.steps = config.train.checkpoint_every = 2
   config.train.sample_every = config.train.eval_every = 0
-  config.eval.metrics, config.eval.train_metrics = ("bpd_iwae",), ("bpd",)
+  config.eval.metrics = config.eval.train_metrics = ("bpd",)
   trained = []
   real = training.train
 
@@ -180,29 +181,34 @@ def test_a_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     real(own, path)
 
   monkeypatch.setattr(training, "train", train)
-  path, told = tmp_path / "run", {"config": "vae.py", "overrides": {}}
+  path, told = tmp_path / "run", {"config": "mixture.py", "overrides": {}}
 
   def run(*flags: str, own: ConfigDict = config) -> dict[str, str]:
     return sweep.run(own, str(path), told, flags)
 
-  assert run("vae.iwae_samples=2") == {}
+  assert run("eval.num_images=8") == {}
   rows = tmp_path / "rows.json"
-  bad = {"name": "bad", "vae.likelihood": "unicorn"}
-  rows.write_text(json.dumps([bad, {"name": "k8", "vae.iwae_samples": 8}]))
+  bad = {"name": "bad", "data.name": "unicorns"}
+  rows.write_text(json.dumps([bad, {"name": "more", "eval.num_images": 16}]))
   failed = run(str(rows))
   assert list(failed) == ["bad-0"]
-  assert "unicorn" in failed["bad-0"]
-  assert trained == ["iwae_samples=2-0", "bad-0"]
+  assert "unicorns" in failed["bad-0"]
+  assert trained == ["num_images=8-0", "bad-0"]
+  assert (path / "more-0" / "checkpoints").is_symlink()
   found = json.loads((path / "table.json").read_text())
-  assert [r["name"] for r in found["rows"]] == ["iwae_samples=2", "bad", "k8"]
-  two, none, eight = (r["scores"] for r in found["rows"])
-  assert none == {}
-  assert 0 < eight["bpd_iwae"]["mean"] < two["bpd_iwae"]["mean"]
+  assert [r["name"] for r in found["rows"]] == ["num_images=8", "bad", "more"]
+  for row in found["rows"]:
+    scored = path / f"{row['name']}-0" / "eval.json"
+    if row["name"] == "bad":
+      assert row["scores"] == {}
+    else:
+      values = [json.loads(scored.read_text())["bpd"]]
+      assert row["scores"]["bpd"]["values"] == values
   assert "bad-0 failed: " in (path / "table.md").read_text()
   # What is done is passed over.
   assert list(run(str(rows))) == ["bad-0"]
-  assert trained == ["iwae_samples=2-0", "bad-0", "bad-0"]
+  assert trained == ["num_images=8-0", "bad-0", "bad-0"]
   other = config.copy_and_resolve_references()
   other.optim.b1 = 0.5
   with pytest.raises(UserError, match="holds another sweep .base.optim.b1"):
-    run("vae.iwae_samples=2", own=other)
+    run("eval.num_images=8", own=other)

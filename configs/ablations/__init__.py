@@ -70,6 +70,17 @@ def nested(fields: Mapping[str, Any]) -> dict[str, Any]:
   return tree
 
 
+def leaves(c: ConfigDict, prefix: str = "") -> Fields:
+  """Every field of a config by its whole name."""
+  found: Fields = {}
+  for name, value in c.items():
+    if isinstance(value, ConfigDict):
+      found |= leaves(value, f"{prefix}{name}.")
+    else:
+      found[prefix + name] = value
+  return found
+
+
 def scaled(c: ConfigDict, variant: str, steps: int) -> None:
   """A full config at the scale of a variant; `steps` are those of mini."""
   match variant:
