@@ -9,7 +9,7 @@ prompt and prints a Markdown table: the mean 100 cos of pictures and captions, f
 prompts seen and held out and by language, the same with the captions of other prompts,
 seconds a picture on this machine (the second call, compiled) and network evaluations;
 FD and KD are those of each RUN's eval.json, if `--mode=eval` has made one. OUT.png has
-a row for each prompt: the real picture, then the first of each system's.
+a column for each prompt: the real picture, then two of each system's.
 """
 
 import json
@@ -61,7 +61,7 @@ class Drawn(NamedTuple):
 def main(out: Path, judge: str, *runs: str) -> None:
   """Draws, judges, prints, writes the sheet."""
   named = dict(run.partition("=")[::2] for run in runs)
-  columns, found = [], {}
+  rows, found = [], {}
   for name, workdir in named.items():
     found[name] = draw(workdir)
     config = found[name].config
@@ -73,10 +73,9 @@ def main(out: Path, judge: str, *runs: str) -> None:
   print("| --- " * (1 + len(HEADINGS)) + "|")
   for name, drawn in found.items():
     print(f"| {' | '.join([name, *row(drawn, texts, embed, named[name])])} |")
-    columns.append(drawn.images[::EACH])
-  columns.insert(0, real(config))
-  tiles = [column[i] for i in range(len(PROMPTS)) for column in columns]
-  pictures.sheet(tiles, len(columns), side=48).save(out.with_suffix(".png"))
+    rows += [drawn.images[::EACH], drawn.images[1::EACH]]
+  tiles = [tile for drawn in (real(config), *rows) for tile in drawn]
+  pictures.sheet(tiles, len(PROMPTS), side=48).save(out.with_suffix(".png"))
 
 
 HEADINGS = (
