@@ -63,6 +63,7 @@ def get_config(variant: str = "") -> ConfigDict:
   if simple:
     stages["decoder"] = decoder("quickstart")
     stages["clip"].train.steps, stages["prior"].train.steps = 900, 600
+    stages["prior"].data.batch_size = 64
     for name in set(stages) - {"clip"}:
       stages[name].data.match = quickstart.SIMPLE
   drawing = ("prior", "decoder", "large", "largest")
