@@ -29,6 +29,7 @@ DEFAULTS = {
   "dim": 4,
   "drop": 0.0,
   "embedding": "",
+  "embedding_of_caption": False,
   "frozen_output": (),
   "frozen_drop": (),
   "frozen_dtype": "float32",
