@@ -34,7 +34,9 @@ def plain(config):
   return made(own)
 
 
-@pytest.mark.parametrize("file", ["vae_gan", "vqgan", "flow_gan"])
+@pytest.mark.parametrize(
+  "file", [pytest.param("vae_gan", marks=pytest.mark.slow), "vqgan", "flow_gan"]
+)
 def test_without_weight_a_hybrid_trains_as_its_family(file):
   config = config_of(file, weight=0.0, adaptive=False)
   hybrid, own = made(config), plain(config)
