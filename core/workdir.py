@@ -176,8 +176,8 @@ def check_same(
 ) -> None:
   """Raises UserError naming each field that would change the model or the data.
 
-  Fields whose names begin with one of `free` do not. A field that the older config
-  lacks was added since: False, 0, '' and () mean what was done before.
+  Fields whose names begin with one of `free` do not; what an older config lacks of
+  ADDED is as it was before.
   """
   if "stages" in old and "stages" not in new:
     raise UserError(
@@ -185,6 +185,7 @@ def check_same(
       " --workdir."
     )
   old, new = (dict(flat(named(tree, workdir))) for tree in (old, new))
+  old = {key: before for key, before in ADDED.items() if key in new} | old
   for tree in (old, new):
     if tree.get("data.path"):
       tree["data.path"] = os.path.normpath(tree["data.path"])
@@ -197,9 +198,7 @@ def check_same(
   changed = [
     f"{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} given"
     for key in sorted(old.keys() | new.keys())
-    if old.get(key) != new.get(key)
-    and (key in bound or not key.startswith(free))
-    and not (key not in old and not new[key])
+    if old.get(key) != new.get(key) and (key in bound or not key.startswith(free))
   ]
   if changed:
     ends = any(field.startswith("train.steps:") for field in changed)

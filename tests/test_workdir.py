@@ -118,7 +118,7 @@ def test_a_run_older_than_a_field_goes_on_without_it(tmp_path: Path) -> None:
   reopen_workdir(str(tmp_path), CONFIG)
   config = CONFIG.copy_and_resolve_references()
   config.text.embedding_of_caption = True
-  with pytest.raises(UserError, match=r"embedding_of_caption: 'absent' there"):
+  with pytest.raises(UserError, match=r"embedding_of_caption: False there"):
     reopen_workdir(str(tmp_path), config)
 
 
