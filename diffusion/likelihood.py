@@ -187,8 +187,8 @@ def ode_nats(
   def slope(
     state: tuple[Float[Array, "b ..."], Float[Array, " b"]], phi: Float[Array, " b"]
   ) -> tuple[Float[Array, "b ..."], Float[Array, " b"]]:
-    value, push = jax.linearize(lambda y: velocity(y, phi), state[0])
-    traces = jax.lax.map(lambda sign: total(sign * push(sign)), signs)
+    value, pull = jax.vjp(lambda y: velocity(y, phi), state[0])
+    traces = jax.lax.map(lambda sign: total(sign * pull(sign)[0]), signs)
     return value, traces.mean(0) if probes else traces.sum(0)
 
   # At logsnr(0) what is left of the noise is ignored: y = alpha x.

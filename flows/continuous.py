@@ -61,13 +61,13 @@ def rates(
 
   With `mean` over random signs e, tr J is the mean of e . J e (Hutchinson's estimate;
   Grathwohl et al. 2019, arXiv:1810.01367, section 3.1) and |J|^2, the sum of its
-  squares, the mean of |J e|^2; with `sum` over `basis` both are exact.
+  squares, the mean of |e J|^2; with `sum` over `basis` both are exact.
   """
-  value, push = jax.linearize(lambda x: velocity(x, t), x)
+  value, pull = jax.vjp(lambda x: velocity(x, t), x)
 
   def look(e: Image) -> tuple[Nats, Nats]:
-    pushed = push(e)
-    return total(e * pushed), total(pushed**2)
+    (pulled,) = pull(e)
+    return total(e * pulled), total(pulled**2)
 
   found = jax.lax.map(look, directions)
   trace, squares = jax.tree.map(lambda a: getattr(a, reduce)(0), found)

@@ -11,6 +11,7 @@ from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Bool, Float, Integer
 
 from core.parallel import whole
+from nets.convolution import conv
 
 
 def _dot_2d(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
@@ -24,11 +25,15 @@ def _dot_2d(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
 Dense = functools.partial(nn.Dense, dot_general=_dot_2d)
 
 
-def _conv(x: Array, kernel: Array, *args: Any, **settings: Any) -> Array:
-  return jax.lax.conv_general_dilated(x, whole(kernel), *args, **settings)
+def _conv(
+  x: Array, kernel: Array, strides: Any, padding: Any, **settings: Any
+) -> Array:
+  if max(strides) == 1:
+    return conv(x, whole(kernel))
+  return jax.lax.conv_general_dilated(x, whole(kernel), strides, padding, **settings)
 
 
-# 3x3, of the same size.
+# 3x3, of the same size or with a stride.
 Conv = functools.partial(
   nn.Conv, kernel_size=(3, 3), padding=1, conv_general_dilated=_conv
 )
@@ -118,9 +123,8 @@ def _conv_overlaid(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
   return overlaid(_dot_2d(x, flat.reshape(x.shape[-1], -1)))
 
 
-# 3x3 convolutions as products. XLA's own gradients of convolutions are slower on CPUs,
-# inside a loop some 25 times. The first is for few channels in, the second, which has
-# no forward-mode derivative, for few out.
+# 3x3 convolutions as products, for CPUs: the first from few channels to hundreds, the
+# second from hundreds to few. For others `Conv` is as fast or faster.
 _AS_PRODUCT = {"kernel_size": (3, 3), "padding": 1}
 ConvOfFew = functools.partial(
   nn.Conv, **_AS_PRODUCT, conv_general_dilated=_conv_gathered

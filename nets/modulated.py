@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from nets.resample import conv, doubled_conv, halved, halved_conv
+from nets.convolution import conv
+from nets.resample import doubled_conv, halved, halved_conv
 
 # The mapping's learning rate as a part of the others' (Karras et al. 2019, appendix C).
 MAPPING_RATE = 0.01

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nets.convolution import conv
+
 TAPS = (0.125, 0.375, 0.375, 0.125)
 
 
@@ -47,13 +49,6 @@ def doubled(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
 def halved(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
   """Half the size, `doubled`'s transpose up to the factor 4."""
   return upfirdn(x, up=1, down=2, pad=1)
-
-
-def conv(
-  x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"]
-) -> Float[Array, "b h w o"]:
-  """The convolution that keeps the size, with zeros around."""
-  return _conv(x, kernel, "SAME")
 
 
 def doubled_conv(

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key
 
 from core.errors import UserError
 from nets.batch_norm import BatchNorm
-from nets.layers import Dense
+from nets.layers import Conv, Dense
 from nets.projection import project
 from nets.sizes import check_size
 from nets.subpixel import Resized
@@ -103,7 +103,10 @@ class Generator(nn.Module):
       vecs = [
         part if vec is None else jnp.concatenate([vec, part], -1) for part in parts
       ]
-    conv = functools.partial(nn.Conv, kernel_init=init, dtype=self.dtype)
+    conv, dense = (
+      functools.partial(layer, kernel_init=init, dtype=self.dtype)
+      for layer in (Conv, Dense)
+    )
     x = Dense(height * width * self.widths[-1], kernel_init=init, name="in")(z)
     x = x.reshape(len(z), height, width, -1).astype(self.dtype)
     for level, (features, told) in enumerate(
@@ -115,13 +118,13 @@ class Generator(nn.Module):
       )
       doubled = Resized(features, True, init, self.dtype, name=f"{name}_conv_0")
       y = doubled(norm(0, x))
-      y = conv(features, (3, 3), name=f"{name}_conv_1")(norm(1, y))
-      # A 1x1 convolution before doubling is the same as after it.
-      x = y + double(conv(features, (1, 1), name=f"{name}_shortcut")(x))
+      y = conv(features, name=f"{name}_conv_1")(norm(1, y))
+      # A linear map before doubling is the same as after it.
+      x = y + double(dense(features, name=f"{name}_shortcut")(x))
       if x.shape[1] in self.attention:
         x = Attention(init, self.dtype, name=f"{name}_attention")(x)
     x = jax.nn.relu(BatchNorm(name="norm")(x, None, training, axis))
-    x = conv(channels, (3, 3), name="out")(x)
+    x = conv(channels, name="out")(x)
     return jnp.tanh(x.astype(jnp.float32))
 
 
@@ -155,23 +158,26 @@ class Critic(nn.Module):
   ) -> Float[Array, " b"]:
     check_size(x.shape[1], x.shape[2], len(self.widths), self.widths)
     init = INITS[self.kernel_init]
-    conv = functools.partial(nn.Conv, kernel_init=init, dtype=self.dtype)
+    conv, dense = (
+      functools.partial(layer, kernel_init=init, dtype=self.dtype)
+      for layer in (Conv, Dense)
+    )
     halvings = [True] * len(self.widths) + [False] * self.extra
     widths = (*self.widths, *self.widths[-1:] * self.extra)
     for level, (features, halved) in enumerate(zip(widths, halvings, strict=True)):
       name, before = f"block_{level}", x.shape[-1]
       inner = before if level else features
       y = jax.nn.relu(x) if level else x
-      y = conv(inner, (3, 3), name=f"{name}_conv_0")(y)
+      y = conv(inner, name=f"{name}_conv_0")(y)
       y = jax.nn.relu(y)
       if halved:
         # The mean of 2x2 pixels and a 1x1 convolution may change places.
         x = halve(x)
         y = Resized(features, False, init, self.dtype, name=f"{name}_conv_1")(y)
       else:
-        y = conv(features, (3, 3), name=f"{name}_conv_1")(y)
+        y = conv(features, name=f"{name}_conv_1")(y)
       if halved or before != features:
-        x = conv(features, (1, 1), name=f"{name}_shortcut")(x)
+        x = dense(features, name=f"{name}_shortcut")(x)
       x = x + y
       if x.shape[1] in self.attention:
         x = Attention(init, self.dtype, name=f"{name}_attention")(x)

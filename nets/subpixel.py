@@ -7,11 +7,15 @@ a 4x4 convolution of stride 2 reads 2x2 squares of squares of pixels, and a tran
 one makes a square of each four pixels that touch.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from nets.convolution import by_parts
 
 
 def transposed(
@@ -32,7 +36,8 @@ def transposed(
   def spread(x: Array, kernel: Array) -> Array:
     return _conv(x, kernel, 2, lhs_dilation=(2, 2))
 
-  return jax.lax.platform_dependent(x, kernel, cpu=product, default=spread)
+  parts = functools.partial(by_parts, product)
+  return jax.lax.platform_dependent(x, kernel, cpu=parts, default=spread)
 
 
 def strided(
@@ -50,7 +55,8 @@ def strided(
   def stepped(x: Array, kernel: Array) -> Array:
     return _conv(x, kernel, 1, window_strides=(2, 2))
 
-  return jax.lax.platform_dependent(x, kernel, cpu=product, default=stepped)
+  parts = functools.partial(by_parts, product)
+  return jax.lax.platform_dependent(x, kernel, cpu=parts, default=stepped)
 
 
 class Resized(nn.Module):
