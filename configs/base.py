@@ -59,6 +59,8 @@ def get_config() -> ConfigDict:
   c.text.embedding, c.text.embedding_drop = "", 0.1
   # That of the caption in its place, dropped with the text, as in unCLIP's prior.
   c.text.embedding_of_caption = False
+  # Cells of how well the two fit, which unCLIP's autoregressive prior is told; or 0.
+  c.text.similarity_cells = 0
 
   c.model = ConfigDict()
   c.model.net = "dit"  # dit, unet, efficient_unet; prior, of vectors

@@ -31,7 +31,11 @@ FREE = (
 # Whoever draws from a run and scores it may choose these as well: of which captions.
 ASKED = (*FREE, "data.languages")
 # Fields that older runs lack, and what was done before there were any.
-ADDED = {"text.embedding_of_caption": False, "sample.candidates": 1}
+ADDED = {
+  "text.embedding_of_caption": False,
+  "text.similarity_cells": 0,
+  "sample.candidates": 1,
+}
 # Fields that name the folder of another run. '@NAME' is the folder NAME beside the
 # run's own; `config.json` has it so wherever it can, so that both may be moved.
 RUNS = ("data.codec", "text.embedding", "distil.teacher", "sample.guide", "eval.clip")

@@ -183,7 +183,11 @@ def collate(
     x -= 1
   cond = jax.tree.map(lambda *leaves: np.stack(leaves), *conds)
   if examples[0].embedding is not None:
-    cond = cond.replace(embedding=np.stack([e.embedding for e in examples]))
+    vectors = np.stack([e.embedding for e in examples])
+    if cond.embedding is None:
+      cond = cond.replace(embedding=vectors)
+    else:  # of the captions
+      cond = cond.replace(similarity=np.sum(vectors * cond.embedding, axis=1))
   return {
     "x": x,
     "cond": cond,

@@ -67,11 +67,23 @@ def check(config: ConfigDict) -> None:
       "text.embedding_of_caption=True needs the dual encoder whose vector is read: name"
       " its workdir in text.embedding."
     )
+  if own.similarity_cells < 0 or (
+    own.similarity_cells and not own.embedding_of_caption
+  ):
+    raise UserError(
+      f"text.similarity_cells={own.similarity_cells} tells a prior how well a picture's"
+      " vector fits the caption's (text.embedding_of_caption): set it to 0."
+    )
   if config.sample.candidates > 1 and not own.embedding_of_caption:
     raise UserError(
       f"sample.candidates={config.sample.candidates} chooses among the vectors of a"
       " prior by that of the caption (text.embedding_of_caption): set it to 1."
     )
+
+
+def with_vectors(config: ConfigDict) -> bool:
+  """Whether examples carry the vectors of their pictures, beside what is generated."""
+  return like_pictures(config) or config.text.similarity_cells > 0
 
 
 def check_dual(config: ConfigDict, codec: Codec) -> None:

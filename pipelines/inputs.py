@@ -13,7 +13,7 @@ from core.errors import UserError
 from core.family import Batch
 from data.batches import eval_batches, train_batches
 from data.source import Dataset
-from pipelines import build, codecs, embeddings, features, texts
+from pipelines import build, codecs, embeddings, features, similarity, texts
 from text import encoders
 from text.cond import Cond
 
@@ -40,6 +40,8 @@ def conditions(
   elif build.embedder(config):
     vectors = of_captions(config, captions)
     cond = cond.replace(embedding=np.stack([vectors[c] for c in captions]))
+  if config.text.similarity_cells:
+    cond = similarity.unknown(cond, len(captions))
   return cond.replace(image=images if config.data.low_size else None)
 
 
@@ -94,9 +96,10 @@ def train_stream(
   data = config.data
   make_cond = raw_conditions(config, dataset)
   dataset = encoded(config, dataset, data.train_split)
+  told = tells(config, dataset, make_cond)
 
   def batches(start_step: int) -> Iterator[Batch]:
-    return train_batches(
+    own = train_batches(
       dataset,
       make_cond,
       seed=config.seed,
@@ -107,8 +110,19 @@ def train_stream(
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
+    return told(own)
 
   return batches
+
+
+def tells(
+  config: ConfigDict, dataset: Dataset, make_cond: Callable[[str, int], Cond]
+) -> Callable[[Iterator[Batch]], Iterator[Batch]]:
+  """Batches -> the same, told how well captions fit if `text.similarity_cells` asks."""
+  if not config.text.similarity_cells:
+    return lambda batches: batches
+  ranked = similarity.ranks(dataset, make_cond, tuple(config.data.languages))
+  return lambda batches: similarity.ranked_batches(batches, ranked)
 
 
 def eval_stream(config: ConfigDict, dataset: Dataset) -> Iterator[Batch]:
@@ -124,7 +138,8 @@ def eval_stream(config: ConfigDict, dataset: Dataset) -> Iterator[Batch]:
     process_count=jax.process_count(),
   )
   wanted = config.eval.num_images or len(dataset)
-  for start, batch in zip(itertools.count(0, config.eval.batch_size), batches):
+  told = tells(config, dataset, make_cond)(batches)
+  for start, batch in zip(itertools.count(0, config.eval.batch_size), told):
     if start >= wanted:
       return
     batch["_mask"] &= batch["_id"] < wanted
@@ -137,7 +152,7 @@ def encode_splits(config: ConfigDict, load: Callable[[str], Dataset]) -> None:
   Raises:
     UserError: as `codec`, `codecs.dataset` and `features.dataset`.
   """
-  if config.data.codec or embeddings.like_pictures(config) or features.net(config):
+  if config.data.codec or embeddings.with_vectors(config) or features.net(config):
     for split in dict.fromkeys((config.data.train_split, config.data.eval_split)):
       encoded(config, load(split), split)
 
@@ -149,7 +164,7 @@ def encoded(config: ConfigDict, dataset: Dataset, split: str) -> Dataset:
     found = features.dataset(config, dataset, split) or dataset
   else:
     found = codecs.dataset(config, opened, run, dataset, split)
-  if embeddings.like_pictures(config):
+  if embeddings.with_vectors(config):
     theirs, seen = embeddings.config_of(config), build.embedder(config)
     return embeddings.dataset(found, codecs.dataset(theirs, seen, run, dataset, split))
   return found

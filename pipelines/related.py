@@ -17,7 +17,10 @@ DATA = tuple(f"data.{k}" for k in ("size", "channels", "low_size", "codec", "lat
 # What raw conditions look like.
 RAW = tuple(
   f"text.{k}"
-  for k in ("encoder", "max_tokens", "classes", "embedding", "embedding_of_caption")
+  for k in (
+    *("encoder", "max_tokens", "classes"),
+    *("embedding", "embedding_of_caption", "similarity_cells"),
+  )
 )
 # The same of frozen encoders.
 FROZEN = tuple(

@@ -14,7 +14,7 @@ from core.family import Family, Given, Samples, State, example_keys
 from core.parallel import Parallel
 from data.batches import choose
 from data.dataset import Dataset
-from pipelines import build, embeddings, inputs
+from pipelines import build, embeddings, inputs, similarity
 from pipelines.opened import Opened
 from text.cond import Cond
 
@@ -185,6 +185,7 @@ def drawing(
       return codec.decoded(decoder, samples) if codec else samples
 
     def drawn(keys: jax.Array, cond: Cond, n: int) -> Samples:
+      cond = similarity.upper_half(keys, cond)
       return shown(family.sample(state, keys, cond, n))
 
     if given is not None:

@@ -15,7 +15,7 @@ from core.errors import UserError
 from core.family import Family, Samples, State, sample_keys
 from core.parallel import Parallel
 from core.workdir import reopen_workdir, resolved
-from pipelines import build, embeddings
+from pipelines import build, embeddings, similarity
 from pipelines.opened import Opened
 
 
@@ -111,6 +111,7 @@ def composed(parts: Mapping[str, Stage]) -> Family:
 
 def drawn(part: Stage, weights: Weights, keys: Array, cond: Any, n: int) -> Samples:
   """What one stage draws, decoded."""
+  cond = similarity.upper_half(keys, cond)
   samples = part.family.sample(weights.state, keys, cond, n)
   return part.codec.decoded(weights.codec, samples) if part.codec else samples
 

@@ -22,6 +22,7 @@ from pipelines import (
   given,
   inputs,
   pictures,
+  similarity,
   system,
 )
 from pipelines.opened import Opened, chained
@@ -143,6 +144,54 @@ def test_the_vector_of_a_caption_is_dropped_with_it() -> None:
   kept = encoders.dropped(text, cond, sample_keys(jax.random.key(0), 100))
   assert 30 < (kept.label == 0).sum() < 70
   np.testing.assert_array_equal((kept.embedding == 1).all(1), kept.label == 0)
+
+
+def test_a_prior_is_told_how_well_captions_fit(place: Path) -> None:
+  """By the rank of the dot product among all pairs of the data."""
+  config = prior(place, **{"text.similarity_cells": 4})
+  data = source.load(config.data, "train")
+  batch = next(inputs.train_stream(config, data)(0))
+  true = inputs.encoded(config, data, "train")
+  caption = {i: data.captions(i)["en"] for i in range(len(data))}
+  asked = {
+    c: inputs.conditions(config, [c], [0]) for own in caption.values() for c in own
+  }
+  products = [
+    true[i].image.ravel() @ asked[c].embedding[0]
+    for i, own in caption.items()
+    for c in own
+  ]
+  texts = batch["cond"].embedding
+  own = np.sum(batch["x"].reshape(texts.shape) * texts, axis=1)
+  ranks = [np.mean(np.asarray(products) < x - 1e-4) for x in own]
+  # Its own pair may count as smaller, by rounding.
+  np.testing.assert_allclose(batch["cond"].similarity, ranks, atol=1.01 / len(products))
+  assert len(set(ranks)) > 2
+  assert asked[caption[0][0]].similarity.tolist() == [-1]
+
+
+def test_what_is_drawn_fits_better_than_half_of_the_data() -> None:
+  keys, cond = sample_keys(jax.random.key(0), 200), Cond(embedding=jnp.ones((200, 3)))
+  assert similarity.upper_half(keys, cond) is cond
+  found = similarity.upper_half(keys, similarity.unknown(cond, 200)).similarity
+  assert found.min() >= 0.5
+  np.testing.assert_allclose(np.histogram(found, 4, (0.5, 1))[0], 50, atol=20)
+  alone = similarity.upper_half(keys[7:8], similarity.unknown(cond, 1)).similarity
+  np.testing.assert_array_equal(alone, found[7:8])
+
+
+def test_a_similarity_is_an_item_of_its_cell() -> None:
+  text = load_config("configs/diffusion/ddpm.py").text
+  text.encoder, text.embedding, text.similarity_cells = "none", "somewhere", 4
+  net, ranks = encoders.make(text), jnp.array([0.0, 0.24, 0.25, 1.0, -1.0])
+  cond = Cond(embedding=jnp.ones((5, 3)), similarity=ranks)
+  params = net.init(jax.random.key(0), cond)["params"]
+  out = net.apply({"params": params}, cond)
+  table = params["similarity"]["embedding"]
+  np.testing.assert_array_equal(out.seq[:, 4], table[jnp.array([1, 1, 2, 4, 0])])
+  np.testing.assert_array_equal(out.mask[:, 4], [True] * 4 + [False])
+  null = cond.null_like()
+  assert (null.similarity == -1).all()
 
 
 def test_of_two_vectors_the_one_nearer_to_the_caption_is_kept() -> None:
@@ -272,6 +321,7 @@ def test_vectors_are_scored_by_their_angle_to_the_right_ones(place: Path) -> Non
     ({"text.embedding": "nowhere"}, "no run in"),
     ({"text.embedding_of_caption": True, "text.embedding": ""}, "name its workdir in"),
     ({"sample.candidates": 2}, "set it to 1"),
+    ({"text.similarity_cells": 8}, "set it to 0"),
   ],
 )
 def test_wrong_settings_are_refused(

@@ -10,7 +10,7 @@ no text, so nothing below drops it.
 
 The null condition of classifier-free guidance (Ho & Salimans 2022,
 arXiv:2207.12598) is the same in both: nothing is attended to (`mask` all False)
-and the label is -1.
+and the label is -1, as is the similarity.
 """
 
 from collections.abc import Sequence
@@ -35,6 +35,8 @@ class Cond(struct.PyTreeNode):
     parts: raw, what each frozen encoder makes of a text: `seq` with `mask`, `pooled`.
     embedding: raw, the vector of a picture that what is drawn shall be like, or that
       of the caption in the same space.
+    similarity: raw, how well the picture's vector fits the caption's, by rank from 0 to
+      1 (`pipelines/similarity.py`); -1 is unknown.
     negative: raw, what guidance leads away from, in place of the null condition.
   """
 
@@ -47,14 +49,18 @@ class Cond(struct.PyTreeNode):
   image_logsnr: Float[Array, " b"] | None = None
   parts: "tuple[Cond, ...] | None" = None
   embedding: Float[Array, "b e"] | None = None
+  similarity: Float[Array, " b"] | None = None
   negative: "Cond | None" = None
 
   def null_like(self) -> "Cond":
     """The null condition, in the shapes of this one."""
     own = self.replace(negative=None)
     zeros = jax.tree.map(jnp.zeros_like, own)
-    label = None if self.label is None else jnp.full_like(self.label, -1)
-    return zeros.replace(label=label, image=self.image, image_logsnr=self.image_logsnr)
+    label, similarity = (
+      None if a is None else jnp.full_like(a, -1) for a in (self.label, self.similarity)
+    )
+    zeros = zeros.replace(label=label, similarity=similarity)
+    return zeros.replace(image=self.image, image_logsnr=self.image_logsnr)
 
   def with_null(self) -> "Cond":
     """This condition, then `negative` or the null one: a batch of twice the size."""

@@ -148,19 +148,22 @@ class WithEmbedding(nn.Module):
 
   As Ramesh et al. 2022 (arXiv:2204.06125, section 2.1) have it: a linear map of the
   vector is added to `pooled`, and another makes four more items of `seq`. A vector of
-  zeros is none.
+  zeros is none. How well it fits (`Cond.similarity`) is one more item, if it is told
+  (section 2.2).
 
   Attributes:
     encoder: of the text.
     dim: width of `seq` and `pooled`.
+    cells: into which the similarity is cut; 0 without it.
   """
 
   encoder: nn.Module
   dim: int
+  cells: int = 0
 
   @nn.compact
   def __call__(self, cond: Cond) -> Cond:
-    """What `encoder` reads and embedding [b, e] -> seq [b, l + 4, dim], pooled."""
+    """What `encoder` reads and embedding [b, e] -> seq [b, l + 4 or 5, dim], pooled."""
     vector, encoded = cond.embedding, self.encoder(cond.replace(embedding=None))
     known = jnp.any(vector != 0, axis=-1, keepdims=True)
     pooled = Dense(self.dim, use_bias=False, name="pooled")(vector)
@@ -172,6 +175,12 @@ class WithEmbedding(nn.Module):
     if encoded.seq is not None:
       seq = jnp.concatenate([encoded.seq, seq], axis=1)
       mask = jnp.concatenate([encoded.mask, mask], axis=1)
+    if self.cells:
+      cell = jnp.floor(cond.similarity * self.cells).clip(-1, self.cells - 1)
+      table = Embed(self.cells + 1, self.dim, name="similarity")
+      own = table(cell.astype(jnp.int32)[:, None] + 1)
+      seq = jnp.concatenate([seq, own], axis=1)
+      mask = jnp.concatenate([mask, (cell >= 0)[:, None]], axis=1)
     return Cond(seq=seq, mask=mask, pooled=pooled)
 
 
@@ -183,7 +192,9 @@ def make(text: ConfigDict, dtype: Any = jnp.float32) -> nn.Module:
       refuses.
   """
   encoder = _of_text(text, dtype)
-  return WithEmbedding(encoder, text.dim) if text.embedding else encoder
+  if not text.embedding:
+    return encoder
+  return WithEmbedding(encoder, text.dim, text.similarity_cells)
 
 
 def _of_text(text: ConfigDict, dtype: Any) -> nn.Module:

@@ -1,14 +1,15 @@
 """DALL-E 2, unCLIP (Ramesh et al. 2022, arXiv:2204.06125).
 
-CLIP; a prior that draws the vector of a picture from text and the text's vector, two of
-which the nearer is kept; and a decoder, a diffusion of pictures that are like a vector.
-The prior is a diffusion of vectors by a causal transformer, or autoregressive over
-their principal components in 1,024 cells each. The default is the paper's: CLIP, a
-prior of 1 billion parameters, a decoder of 3.5 billion at 64x64 and two upsamplers to
-1024x1024 (appendix C; COCO FID 10.39, and 10.63 with the autoregressive prior, :ar).
-The paper's CLIP is a ViT-H/16 of 256x256 pixels; here it sees what the decoder draws,
-64x64, and has the shape of configs/text/clip.py. Its autoregressive prior is given, in
-place of a choice of two, the dot product of the two vectors as a first token.
+CLIP; a prior that draws the vector of a picture from text and the text's vector; and a
+decoder, a diffusion of pictures that are like a vector. The prior is a diffusion of
+vectors by a causal transformer, of two of which the nearer to the text is kept, or
+autoregressive over their principal components in 1,024 cells each, and told in which of
+equally likely cells the dot product of the two vectors lies (the paper does not say how
+many it has). The default is the paper's: CLIP, a prior of 1 billion parameters, a
+decoder of 3.5 billion at 64x64 and two upsamplers to 1024x1024 (appendix C; COCO FID
+10.39, and 10.63 with the autoregressive prior, :ar). The paper's CLIP is a ViT-H/16 of
+256x256 pixels; here it sees what the decoder draws, 64x64, and has the shape of
+configs/text/clip.py.
 
 `--stage=decoder --mode=sample --image=PICTURE` draws variations of a picture, without a
 caption if none is given, and with `--image=OTHER` and
@@ -76,6 +77,7 @@ def diffusion_prior(size: str) -> ConfigDict:
   c = ddpm.get_config(size)
   c.data.codec = "@clip"
   reads_vector(c)
+  c.sample.candidates = 2
   c.noise.schedule, c.noise.timesteps = "cosine", 0
   c.diffusion.prediction = c.diffusion.loss = "x"
   c.model.net = "prior"
@@ -95,9 +97,8 @@ def diffusion_prior(size: str) -> ConfigDict:
 
 
 def reads_vector(c: ConfigDict) -> None:
-  """Caption's vector too, by which one of two draws is kept (section 2.2)."""
+  """Caption's vector too (section 2.2)."""
   c.text.embedding, c.text.embedding_of_caption = "@clip", True
-  c.sample.candidates = 2
 
 
 def captioned(c: ConfigDict) -> None:
@@ -127,8 +128,9 @@ def tokens_prior(size: str) -> ConfigDict:
   c = autoregressive.get_config(size)
   c.data.codec, c.data.latents = "@components", "tokens"
   reads_vector(c)
+  c.text.similarity_cells = 64
   if size == "openmoji32":
-    c.train.steps = 1000
+    c.text.similarity_cells, c.train.steps = 16, 1000
   if not size:
     captioned(c)
     shapes.unclip_ar_prior(c)
