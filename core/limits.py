@@ -120,6 +120,7 @@ RANGES = {
   "text.drop": SHARE,
   "text.frozen_drop": SHARE,
   "text.embedding_drop": SHARE,
+  "text.similarity_cells": NATURAL,
   "model.dropout": DECAY,
   "model.dim": COUNT,
   "model.depth": COUNT,

@@ -19,7 +19,15 @@ from core.family import Batch, Family, State
 from core.log import say
 from core.parallel import Parallel
 from core.workdir import read_json, write_atomic
-from pipelines import codecs, embeddings, features, published, related, texts
+from pipelines import (
+  codecs,
+  embeddings,
+  features,
+  published,
+  related,
+  similarity,
+  texts,
+)
 from pipelines.opened import Opened, chained
 from text import encoders
 
@@ -155,6 +163,8 @@ def example_batch(config: ConfigDict) -> Batch:
     embeddings.check_dual(config, dual)
     vector = np.zeros((1, dual.spec.shape[-1]), np.float32)
     cond = cond.replace(embedding=vector)
+  if config.text.similarity_cells:
+    cond = similarity.unknown(cond, 1)
   return {
     "x": np.zeros((1, *spec.shape), spec.dtype),
     "cond": cond,

@@ -67,9 +67,7 @@ def check(config: ConfigDict) -> None:
       "text.embedding_of_caption=True needs the dual encoder whose vector is read: name"
       " its workdir in text.embedding."
     )
-  if own.similarity_cells < 0 or (
-    own.similarity_cells and not own.embedding_of_caption
-  ):
+  if own.similarity_cells and not own.embedding_of_caption:
     raise UserError(
       f"text.similarity_cells={own.similarity_cells} tells a prior how well a picture's"
       " vector fits the caption's (text.embedding_of_caption): set it to 0."

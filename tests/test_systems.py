@@ -17,7 +17,7 @@ from core.errors import UserError
 from core.family import Batch, Family, Given, Samples, Spec, State, sample_keys
 from core.family import make as make_family
 from core.workdir import check_same, open_workdir, read_config, resolved
-from pipelines import build, inputs, published, sample, stages, system
+from pipelines import build, inputs, published, sample, similarity, stages, system
 from pipelines.drawn import of_stages as drawn_settings
 from tests.runs import (
   SYSTEMS,
@@ -143,11 +143,12 @@ def conditions(config: ConfigDict, name: str) -> Cond:
   own = ConfigDict(config.stages[name].to_dict())
   other, own.text.embedding = own.text.embedding, ""
   own.text.embedding_of_caption, own.sample.candidates = False, 1
+  cells, own.text.similarity_cells = own.text.similarity_cells, 0
   cond = inputs.conditions(own, ["a"], [0])
   if other:
     dim = config.stages[other[1:]].clip.dim
     cond = cond.replace(embedding=np.zeros((1, dim), np.float32))
-  return cond
+  return similarity.unknown(cond, 1) if cells else cond
 
 
 def test_shared_fields_have_one_value() -> None:
@@ -361,6 +362,7 @@ def test_a_prior_and_a_decoder_draw_what_they_would_in_turn(tmp_path: Path) -> N
   config.data.match, config.data.languages = "", ("en",)
   config.parallel.backend = "jit"
   config.stages.decoder.sample.guidance_scale = 2.0
+  config.stages.prior.sample.candidates = 2
   saved = {}
   for name in config.order:
     path = tmp_path / "run" / name
@@ -372,7 +374,10 @@ def test_a_prior_and_a_decoder_draw_what_they_would_in_turn(tmp_path: Path) -> N
   fold = jax.vmap(jax.random.fold_in, (0, None))
   (prior, state), (components, pca) = saved["prior"], saved["components"]
   draw = jax.jit(lambda *a: prior.sample(*a, 2).images)
-  tokens = [draw(state, fold(fold(keys, 0), j), cond["prior"]) for j in range(2)]
+  asked = [fold(fold(keys, 0), j) for j in range(2)]
+  tokens = [
+    draw(state, own, similarity.upper_half(own, cond["prior"])) for own in asked
+  ]
   vectors = [components.codecs["tokens"].decode(pca, x).reshape(2, -1) for x in tokens]
   scores = [(z * cond["prior"].embedding).sum(1) for z in vectors]
   nearer = jnp.where((scores[0] >= scores[1])[:, None], *vectors)
