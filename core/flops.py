@@ -62,7 +62,9 @@ def of_equation(eqn: core.JaxprEqn) -> Count:
       return inner._replace(exact=inner.exact and not inner.flops)
     case "cond":
       branches = [of_jaxpr(branch.jaxpr) for branch in eqn.params["branches"]]
-      return max(branches, key=lambda count: count.flops)
+      # Of forms for several platforms the one with the fewest products is the function.
+      pick = min if eqn.params["branches_platforms"] else max
+      return pick(branches, key=lambda count: count.flops)
     case _:
       return _all(eqn)
 

@@ -2,7 +2,7 @@
 
 XLA writes both gradients of a convolution as convolutions. The weights' has a picture
 for its kernel, for which a CPU takes two to five times as long as for a product of
-matrices, and a hundred times inside a loop.
+matrices, and a hundred times inside a loop. Accelerators keep XLA's.
 """
 
 from collections.abc import Callable
@@ -55,7 +55,8 @@ def kernel_slope(
     def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
       return total + _product(*part, k), None
 
-    zeros = jnp.zeros((k, k, x.shape[-1], slope.shape[-1]), jnp.float32)
+    exact = jnp.promote_types(x.dtype, jnp.float32)
+    zeros = jnp.zeros((k, k, x.shape[-1], slope.shape[-1]), exact)
     total, _ = jax.lax.scan(add, zeros, (_cut(x, x), _cut(slope, x)))
     return total.astype(x.dtype)
 
@@ -90,7 +91,8 @@ def _product_over_rows(x: Array, y: Array) -> Array:
   if x.shape[-1] > y.shape[-1]:
     return jax.lax.optimization_barrier(_product_over_rows(y, x)).T
   form = (((0,), (0,)), ((), ()))
-  return jax.lax.dot_general(x, y, form, preferred_element_type=jnp.float32)
+  exact = jnp.promote_types(x.dtype, jnp.float32)
+  return jax.lax.dot_general(x, y, form, preferred_element_type=exact)
 
 
 def _moved(x: Array, by: list[tuple[int, int]]) -> Array:

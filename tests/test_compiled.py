@@ -70,6 +70,14 @@ def test_a_convolutions_operations_are_its_products(settings):
   assert hlo.flops(found).flops == 2 * float(conv(x, kernel).sum())
 
 
+def test_of_a_form_for_each_platform_the_cheapest_counts():
+  def fn(x):
+    twice = lambda x: x @ (x @ x)  # noqa: E731
+    return jax.lax.platform_dependent(x, cpu=twice, default=lambda x: x @ x)
+
+  assert flops.of(fn, jnp.ones((5, 5))).flops == 2 * 5**3
+
+
 def test_a_loops_body_counts_as_often_as_it_runs():
   depth, rows, wide = 5, 16, 64
   mesh = parallel.make(load_config("configs/quickstart.py").parallel).mesh
