@@ -185,7 +185,8 @@ def drawing(
       return codec.decoded(decoder, samples) if codec else samples
 
     def drawn(keys: jax.Array, cond: Cond, n: int) -> Samples:
-      cond = similarity.upper_half(keys, cond)
+      if "stages" not in config:  # a system's stages ask for themselves
+        cond = similarity.upper_half(keys, cond)
       return shown(family.sample(state, keys, cond, n))
 
     if given is not None:
