@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from core import cli, parallel
+from core import cli, hosts, parallel
 from core.errors import UserError
 from core.log import say
 from data import source
@@ -78,7 +78,7 @@ def main() -> None:
     return pods.report(config, FLAGS.workdir, FLAGS.topology, FLAGS.stage)
   if not FLAGS.workdir and FLAGS.mode != "prepare":
     raise UserError(f"--mode={FLAGS.mode} needs --workdir=DIR.")
-  parallel.initialize()
+  hosts.initialize()
   parallel.keep_freed_memory()
   cli.be_quiet()
   if FLAGS.mode in ("compare", "sweep"):

@@ -33,7 +33,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 from PIL import Image
 
-from core import parallel
+from core import hosts, parallel
 from core.workdir import read_config
 from data import source
 from eval import features, images, scores
@@ -268,7 +268,7 @@ def show(records: list[Record], exact: np.ndarray, out: Path) -> None:
 
 def main(workdir: str, out: str, count: str = "1000", *budgets: str) -> None:
   """Measures what is missing, then writes table and pictures."""
-  parallel.initialize()
+  hosts.initialize()
   parallel.keep_freed_memory()
   folder = Path(out)
   folder.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -10,7 +11,7 @@ from typing import NoReturn
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from core import limits
+from core import hosts, limits
 from core.errors import UserError, check_text, unknown
 
 
@@ -54,7 +55,11 @@ def be_quiet() -> None:
 
 
 def status(command: Callable[[], None]) -> int:
-  """Runs it: 0 done, 2 the user must change something; other faults raise."""
+  """Runs it: 0 done, 2 the user must change something, 1 another process is gone.
+
+  Other faults raise; of one process of several they end it with 1 at once, as the
+  others would wait for it.
+  """
   try:
     command()
   except UserError as error:
@@ -66,16 +71,26 @@ def status(command: Callable[[], None]) -> int:
       file=sys.stderr,
     )
     return 130
+  except Exception as error:
+    if not hosts.several():
+      raise
+    if hosts.is_loss(error):
+      print(f"taolu: {hosts.gone()}", file=sys.stderr)
+    else:
+      traceback.print_exc()
+    return 1
   return 0
 
 
 def leave(status: int) -> NoReturn:
   """Ends the process; a sentence for the user (status 2) is its last word.
 
-  Threads and exit handlers of a logger that met a full disk would add theirs.
+  Threads and exit handlers of a logger that met a full disk would add theirs, and
+  those of JAX would wait for the other processes of a run.
   """
-  if status == 2:
+  if status == 2 or (status and hosts.several()):
     sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(status)
   sys.exit(status)
 

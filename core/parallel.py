@@ -14,7 +14,6 @@ how many devices wrote them. Distribution itself is JAX's.
 
 import ctypes
 import functools
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,29 +47,6 @@ def keep_freed_memory() -> None:
       (arena_max, 1),
     ):
       mallopt(option, value)
-
-
-def initialize() -> None:
-  """Joins the other processes of the run, if the environment names any.
-
-  On TPU pods, SLURM and GKE, JAX finds them by itself when
-  `TAOLU_DISTRIBUTED=auto`; elsewhere set `TAOLU_COORDINATOR=host:port`,
-  `TAOLU_PROCESSES` and `TAOLU_PROCESS`. Processes on CPUs talk through gloo.
-
-  Raises:
-    UserError: only some of the three variables are set.
-  """
-  names = ("TAOLU_COORDINATOR", "TAOLU_PROCESSES", "TAOLU_PROCESS")
-  values = [os.environ.get(name) for name in names]
-  if os.environ.get("TAOLU_DISTRIBUTED") == "auto":
-    jax.distributed.initialize()
-  elif all(values):
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    if not (values[1].isdecimal() and values[2].isdecimal()):
-      raise UserError(f"{names[1]} and {names[2]} must be whole numbers.")
-    jax.distributed.initialize(values[0], int(values[1]), int(values[2]))
-  elif any(values):
-    raise UserError(f"set all of {', '.join(names)} in the environment, or none.")
 
 
 MIN_SHARDED = 1024  # elements

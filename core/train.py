@@ -74,6 +74,12 @@ def train(
     # One branch of keys for each use, so that no two share a draw.
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     state = initial_state(run, family, checkpoints, init_key, first)
+    if start != (checkpoints.latest() or 0):  # the newest was damaged
+      start = checkpoints.latest()
+      getattr(stream, "close", lambda: None)()
+      stream = batches(start)
+      closing.callback(getattr(stream, "close", lambda: None))
+      first = next(stream)
     if not cfg.steps and checkpoints.latest() is None:
       say("train.steps=0: the weights are kept as the family starts with them")
       checkpoints.save(0, state)

@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Float, Int, PyTree
 from ml_collections import ConfigDict
 
-from core import arrays, parallel, tool
+from core import arrays, hosts, parallel, tool
 from core.errors import UserError
 from core.log import say
 from core.workdir import cache_folder, write_atomic
@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> None:
     raise UserError(f"--k must be 1 or more, not {flags.k}.")
   if not flags.text and not flags.image:
     raise UserError("give at least one --text or --image to look for.")
-  parallel.initialize()
+  hosts.initialize()
   parallel.keep_freed_memory()
   settings = ConfigDict({"backend": "auto", "fsdp": 1})
   if not all(text.strip() for text in flags.text):

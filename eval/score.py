@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from core import parallel, tool
+from core import hosts, parallel, tool
 from core.errors import UserError, unknown
 from core.log import finite, say
 from core.workdir import write_atomic
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
 def tell(argv: Sequence[str]) -> None:
   """Prints and writes what the command line asks for."""
   flags = parser().parse_args(argv)
-  parallel.initialize()
+  hosts.initialize()
   parallel.keep_freed_memory()
   records = run(flags)
   if jax.process_index() == 0:
