@@ -193,12 +193,18 @@ def same(workdir: Path, other: Path) -> bool:
 
 def kill(run: Run, draw: random.Random) -> None:
   """kill -9 of one process, whichever."""
-  os.kill(run.pids[draw.randrange(len(run.pids))], signal.SIGKILL)
+  send(run, draw.randrange(len(run.pids)), signal.SIGKILL)
 
 
 def preempt(run: Run, draw: random.Random) -> None:
   """SIGTERM, as before a machine is taken away."""
-  os.kill(run.pids[0], signal.SIGTERM)
+  send(run, 0, signal.SIGTERM)
+
+
+def send(run: Run, i: int, signum: int) -> None:
+  """A signal to process i, unless it has ended."""
+  if i in run.running():
+    os.kill(run.pids[i], signum)
 
 
 def damage(run: Run, draw: random.Random) -> None:
@@ -263,6 +269,9 @@ def trial(name: str, folder: Path, draw: random.Random) -> Trial:
     # Some strike while it starts, or as it ends.
     step = draw.randrange(earliest, STEPS)
     run.reach(step)
+    # Where there is one checkpoint only, none comes before it.
+    while name == "damaged_checkpoint" and len(checkpoints(workdir)) < 2:
+      time.sleep(0.02)
     time.sleep(draw.uniform(0, 0.5 if step else 10))
     strike(run, draw)
     struck, began = last_step(workdir), time.monotonic()

@@ -74,8 +74,8 @@ def status(command: Callable[[], None]) -> int:
   except Exception as error:
     if not hosts.several():
       raise
-    if hosts.is_loss(error):
-      print(f"taolu: {hosts.gone()}", file=sys.stderr)
+    if what := hosts.loss(error):
+      print(f"taolu: {hosts.gone(what)}", file=sys.stderr)
     else:
       traceback.print_exc()
     return 1

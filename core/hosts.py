@@ -22,6 +22,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import jax
@@ -88,30 +89,35 @@ def several() -> bool:
   return jax.distributed.is_initialized() and distributed.global_state.num_processes > 1
 
 
-def gone() -> str:
-  """The sentence for a process whose fellows are gone."""
+def together(where: str, seconds: int = 1800) -> None:
+  """Returns when all processes have come here; raises if not in so many seconds.
+
+  Gloo waits for no more than 30 s at the first exchange among devices, and one process
+  may compile for longer than another.
+  """
+  if several():
+    distributed.global_state.client.wait_at_barrier(f"taolu {where}", 1000 * seconds)
+
+
+def gone(what: str = "") -> str:
+  """The sentence for a process whose fellows are gone; `what` JAX says of it."""
+  state = distributed.global_state
   return (
-    f"{_name()} stops, since another process of the run died or cannot be reached (its"
-    " own output says why); give the same command again to all of them: it goes on from"
-    " the last checkpoint."
+    f"process {state.process_id} of {state.num_processes} stops, since another process"
+    f" of the run died or cannot be reached{what and f' ({what})'}; its own output says"
+    " why; give the same command again to all of them: it goes on from the last"
+    " checkpoint."
   )
 
 
-def is_loss(error: BaseException) -> bool:
-  """Whether an exception says that another process of this run is gone."""
-  if not several():
-    return False
-  seen: BaseException | None = error
+def loss(error: BaseException) -> str:
+  """What an exception says of other processes that are gone; '' if it does not."""
+  seen: BaseException | None = error if several() else None
   while seen is not None:
     if not isinstance(seen, UserError) and LOST.search(str(seen)):
-      return True
+      return str(seen).strip().splitlines()[0][:200]
     seen = seen.__cause__ or seen.__context__
-  return False
-
-
-def _name() -> str:
-  state = distributed.global_state
-  return f"process {state.process_id} of {state.num_processes}"
+  return ""
 
 
 def _seconds(name: str, default: int) -> int:
@@ -121,7 +127,7 @@ def _seconds(name: str, default: int) -> int:
   return int(value)
 
 
-def _missing(log: str, seconds: int) -> str:
+def _missing(log: str, seconds: float) -> str:
   """The sentence for processes that have not come, from what JAX logged."""
   state = distributed.global_state
   came = re.search(r"# of tasks that reached the barrier: (\d+)/(\d+)", log)
@@ -134,7 +140,7 @@ def _missing(log: str, seconds: int) -> str:
   elif state.process_id:
     who = f": no coordinator answers at {state.coordinator_address}"
   return (
-    f"process {state.process_id} waited {seconds} s for the other processes of the"
+    f"process {state.process_id} waited {seconds:.0f} s for the other processes of the"
     f" run{who}; start all of them with the same coordinator, see that its port can be"
     " reached, or wait longer by TAOLU_JOIN_SECONDS."
   )
@@ -147,7 +153,7 @@ def _joining(seconds: int) -> Iterator[None]:
   Where it aborts, a sentence takes the place of that; else it is passed on.
   """
   sys.stderr.flush()
-  real = os.dup(2)
+  began, real = time.monotonic(), os.dup(2)
   name, whole = "get_distributed_runtime_service", distributed._jax
   service = getattr(whole, name)
   with tempfile.TemporaryFile() as kept:
@@ -164,7 +170,7 @@ def _joining(seconds: int) -> Iterator[None]:
     timer = threading.Timer(WAITING, waiting)
     timer.daemon = True
     timer.start()
-    before = _on_abort(lambda: _missing(logged(), seconds), real)
+    before = _on_abort(lambda: _missing(logged(), time.monotonic() - began), real)
     setattr(whole, name, functools.partial(service, cluster_register_timeout=seconds))
     try:
       yield

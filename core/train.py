@@ -12,6 +12,7 @@ import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from core import hosts
 from core.checkpoint import Checkpoints, abstract_like
 from core.errors import UserError
 from core.family import Batch, Family, State, count_params
@@ -104,6 +105,7 @@ def train(
     log = Log(workdir, start, cfg.steps)
     closing.callback(log.close)
     step, batch = start, first
+    hosts.together(f"first step in {workdir}")
     while step < cfg.steps:
       state, metrics = step_fn(state, batch, jax.random.fold_in(step_key, step))
       step += 1
