@@ -195,9 +195,10 @@ def checksum(tree: PyTree) -> int:
   """
   total = 0
   for i, leaf in enumerate(jax.tree.leaves(tree)):
-    parts = [np.asarray(leaf)] if jax.process_index() == 0 else []
     if isinstance(leaf, jax.Array):
       parts = [s.data for s in leaf.addressable_shards if s.replica_id == 0]
+    else:
+      parts = [leaf] if jax.process_index() == 0 else []
     for part in map(np.asarray, parts):
       bits = np.ascontiguousarray(part).reshape(-1).view(f"u{part.dtype.itemsize}")
       # An odd factor, so that no change is lost and leaves can't change places.
