@@ -8,7 +8,7 @@ a fault strikes; the same command is given again and runs to its end. Compared w
 run that was left alone: the loss of every step, each once, and the last evaluation.
 Trials are added to FILE, a line of JSON each; what is there already is passed over, so
 that it goes on where it was stopped. `full_disk` needs root, for a small file system of
-its own; as root, `read_only` trains as the user nobody, whom permissions bind.
+its own.
 """
 
 import argparse
@@ -42,7 +42,6 @@ STEPS, INTERVAL = 60, 10
 LIMIT = 300  # seconds after which a process that should have ended hangs
 SILENCE = 30  # seconds after which a process is missed, at the latest
 TOLERANCE = 1e-5
-NOBODY = 65534
 # Programs that run for seconds: compiled for one device, fast rather than well.
 QUICKLY = (
   "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
@@ -58,12 +57,9 @@ class Run:
     folder: holds the pictures; logs and the workdir are made in it.
     workdir: of the run.
     count: of processes, of one device each.
-    user: whom it runs as; None for whoever runs this.
   """
 
-  def __init__(
-    self, folder: Path, workdir: Path, count: int = 1, user: int | None = None
-  ):
+  def __init__(self, folder: Path, workdir: Path, count: int = 1):
     self.workdir, self._logs, self.pids, self.codes = workdir, [], [], {}
     argv = [
       "main.py",
@@ -96,7 +92,7 @@ class Run:
         }
       self._logs.append(folder / f"{workdir.name}.{i}.log")
       self._logs[-1].write_text("", encoding="utf-8")
-      self.pids.append(forked(argv, env, self._logs[-1], user))
+      self.pids.append(forked(argv, env, self._logs[-1]))
 
   def log(self, i: int) -> str:
     """What process i has printed."""
@@ -129,7 +125,7 @@ class Run:
       time.sleep(0.02)
 
 
-def forked(argv: list[str], env: dict[str, str], log: Path, user: int | None) -> int:
+def forked(argv: list[str], env: dict[str, str], log: Path) -> int:
   """The id of a new process that does what `main.py` does with such a command line."""
   if pid := os.fork():
     return pid
@@ -138,9 +134,6 @@ def forked(argv: list[str], env: dict[str, str], log: Path, user: int | None) ->
     out = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    if user is not None:
-      os.setgid(user)
-      os.setuid(user)
     os.environ.update(env)
     sys.argv = argv
     cli.leave(cli.status(command.main))
@@ -238,7 +231,21 @@ def fill(run: Run, draw: random.Random) -> None:
 
 def protect(run: Run, draw: random.Random) -> None:
   """The folder of the checkpoints becomes read-only."""
-  (run.workdir / "checkpoints").chmod(0o555)
+  place = str(run.workdir / "checkpoints")
+  if os.geteuid():
+    os.chmod(place, 0o555)
+    return
+  # Permissions do not bind root.
+  subprocess.run(["mount", "--bind", place, place], check=True)
+  subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True)
+
+
+def released(place: Path) -> None:
+  """Lets the folder of the checkpoints be written to again."""
+  if os.geteuid():
+    place.chmod(0o755)
+  else:
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 # name -> (what happens, processes, earliest step, how the command ends)
@@ -258,19 +265,17 @@ def trial(name: str, folder: Path, draw: random.Random) -> Trial:
   home = folder / "broken"
   shutil.rmtree(home, ignore_errors=True)
   home.mkdir()
-  workdir, user = home / "run", None
+  workdir = home / "run"
   if name == "full_disk":
     mounted(home)
-  if name == "read_only" and os.geteuid() == 0:
-    user = NOBODY
-    os.chown(home, user, user)
   try:
-    run = Run(folder, workdir, count, user)
+    run = Run(folder, workdir, count)
     # Some strike while it starts, or as it ends.
     step = draw.randrange(earliest, STEPS)
     run.reach(step)
     # Where there is one checkpoint only, none comes before it.
-    while name == "damaged_checkpoint" and len(checkpoints(workdir)) < 2:
+    least = {"damaged_checkpoint": 2, "full_disk": 1, "read_only": 1}.get(name, 0)
+    while len(checkpoints(workdir)) < least and run.running():
       time.sleep(0.02)
     time.sleep(draw.uniform(0, 0.5 if step else 10))
     strike(run, draw)
@@ -284,9 +289,9 @@ def trial(name: str, folder: Path, draw: random.Random) -> Trial:
     complete = checkpoints(workdir)
     (home / "filler").unlink(missing_ok=True)
     if name == "read_only":
-      (workdir / "checkpoints").chmod(0o755)
+      released(workdir / "checkpoints")
     before = {i: run.log(i) for i in range(count)}
-    again = Run(folder, workdir, count, user)
+    again = Run(folder, workdir, count)
     hung = hung or not again.ended()
     log = again.log(0)
     starts = [line for line in log.splitlines() if " from step " in line]
