@@ -1,5 +1,6 @@
 """The command line: every fault in it is one sentence."""
 
+import logging as standard
 import os
 import re
 import sys
@@ -50,8 +51,9 @@ def unknown_field(name: str, fields: Collection[str]) -> UserError:
 
 
 def be_quiet() -> None:
-  """Silences Orbax, which logs at length what it raises as well."""
+  """Silences Orbax, which logs at length what it raises as well, and its threads."""
   logging.set_verbosity(logging.FATAL)
+  standard.getLogger("asyncio").setLevel(standard.CRITICAL)
 
 
 def status(command: Callable[[], None]) -> int:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -51,6 +52,17 @@ def started(
     )
     for i in range(count)
   ]
+
+
+def outputs(processes: list[subprocess.Popen]) -> list[str]:
+  """What processes print that all end well.
+
+  All are read at once: one whose pipe is full would stop, and the others with it.
+  """
+  with ThreadPoolExecutor() as pool:
+    found = list(pool.map(lambda p: p.communicate(timeout=600)[0], processes))
+  assert [p.returncode for p in processes] == [0] * len(processes), found
+  return found
 
 
 def last_words(process: subprocess.Popen) -> tuple[int, str]:
@@ -125,9 +137,7 @@ def flip(folder: Path) -> None:
 def four(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
   """The workdir of four processes of two devices, after four steps."""
   folder = tmp_path_factory.mktemp("four")
-  for process in started(4, "train", str(pictures), str(folder), "4", "1", devices=2):
-    output = process.communicate(timeout=600)[0]
-    assert process.returncode == 0, output
+  outputs(started(4, "train", str(pictures), str(folder), "4", "1", devices=2))
   return folder
 
 
@@ -151,10 +161,7 @@ def test_two_processes_use_the_checkpoint_before_a_damaged_one(
   workdir = Path(shutil.copytree(four, tmp_path / "run"))
   flip(workdir / "checkpoints" / "4")
   arguments = ("train", str(pictures), str(workdir), str(STEPS), "2")
-  said = []
-  for process in started(2, *arguments):
-    said.append(process.communicate(timeout=600)[0])
-    assert process.returncode == 0, said
+  said = outputs(started(2, *arguments))
   assert "4 is damaged (" in said[0]
   assert "training goes on from step 2" in said[0]
   assert (workdir / "damaged" / "4").is_dir()
