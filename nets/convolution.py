@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 # Pixels a product is of: they and their neighbours stay in the cache of one core.
@@ -30,8 +31,9 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
   return conv(x, kernel), (x, kernel)
 
 
-def _backward(saved: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
-  x, kernel = saved
+def _backward(saved: tuple[Array, Array], slope: ArrayLike) -> tuple[Array, Array]:
+  # Outside of a compiled function the slope is what the caller gave.
+  (x, kernel), slope = saved, jnp.asarray(slope)
   turned = kernel[::-1, ::-1].swapaxes(2, 3)
   return conv(slope, turned), kernel_slope(x, slope, kernel.shape[0])
 

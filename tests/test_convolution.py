@@ -48,6 +48,13 @@ def test_gradient_of_a_gradient_is_that_of_xla(i, o):
   np.testing.assert_allclose(ours, xla, rtol=1e-3, atol=1e-3)
 
 
+def test_a_slope_may_be_numpys():
+  x, kernel, slope = operands(3, 4, 5)
+  found = jax.vjp(conv, x, kernel)[1](np.asarray(slope))
+  for a, b in zip(found, jax.vjp(native, x, kernel)[1](slope), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_kernel_slope_by_hand():
   """One pixel in, one out: the only tap that joins them."""
   x, slope = jnp.zeros((1, 4, 4, 1)), jnp.zeros((1, 4, 4, 1))
