@@ -225,7 +225,11 @@ def read_json(file: Path) -> dict[str, Any]:
       raise ValueError("it holds no object")
     return found
   except ValueError as error:
-    raise UserError(f"{file} is damaged ({error}); mend it or delete it.") from error
+    # Without its config a run with checkpoints is nobody's.
+    kept = (file.parent / "checkpoints").exists()
+    other = ", put back a copy of it, or give another --workdir"
+    do = f"mend it{other if kept else ' or delete it'}"
+    raise UserError(f"{file} is damaged ({error}); {do}.") from error
 
 
 def write_atomic(file: Path, text: str) -> None:

@@ -194,12 +194,18 @@ def read_mask(config: ConfigDict, file: str) -> Float[np.ndarray, "h w 1"]:
   """A mask from a picture file, 1 where it is white; '' is 1 everywhere.
 
   Raises:
-    UserError: the file is missing, unreadable or too small.
+    UserError: the file is missing, unreadable, too small or nowhere white.
   """
   size = config.data.size
   if not file:
     return np.ones((size, size, 1), np.float32)
-  return (squared("mask", file, size, 1) > 127).astype(np.float32)
+  white = squared("mask", file, size, 1) > 127
+  if not white.any():
+    raise UserError(
+      f"--mask={file} is nowhere white, so nothing would be drawn; make white what is"
+      " to be drawn anew."
+    )
+  return white.astype(np.float32)
 
 
 def squared(

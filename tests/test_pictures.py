@@ -157,3 +157,14 @@ def test_a_given_picture_that_does_not_fit_is_refused(tmp_path, size, colour, me
     given.squared("image", file, 32, 1)
   if colour == "red":
     assert given.squared("mask", file, 32, 1).shape == (32, 32, 1)
+
+
+@pytest.mark.parametrize("colour", ["black", "white"])
+def test_a_mask_is_white_somewhere(tmp_path, colour):
+  file, config = str(tmp_path / "mask.png"), base.get_config()
+  Image.new("L", (40, 40), colour).save(file)
+  if colour == "white":
+    assert (given.read_mask(config, file) == 1).all()
+    return
+  with pytest.raises(UserError, match="nowhere white"):
+    given.read_mask(config, file)
