@@ -84,6 +84,8 @@ def request(
   Raises:
     UserError: what `sample`, `given` and `rerank` refuse.
   """
+  if images:
+    sample.check_alone(config)
   rerank.check(config, edits=bool(images))
   reads_captions = config.text.encoder in ("bytes", "frozen")
   if images and reads_captions and embeddings.like_pictures(config):

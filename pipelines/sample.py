@@ -82,11 +82,8 @@ def batch_sampler(
       f"what generates latents of {config.data.codec} draws vectors, not pictures; it"
       " draws as a stage of a system, before one that has text.embedding."
     )
-  if given is not None and "stages" in config:
-    raise UserError(
-      f"{', '.join(config.draw)} draw together from texts alone: leave --image out, or"
-      " give --stage=NAME of one that edits or enlarges pictures."
-    )
+  if given is not None:
+    check_alone(config)
   if given is not None and not family.edits:
     raise UserError(f"{config.family} does nothing with pictures: leave --image out.")
   if given is not None and config.sample.edit not in family.edits:
@@ -214,6 +211,15 @@ def slice_of_process(tree: object) -> object:
     return a[index * rows : (index + 1) * rows]
 
   return jax.tree.map(cut, tree)
+
+
+def check_alone(config: ConfigDict) -> None:
+  """Raises UserError where several stages draw: together they read no pictures."""
+  if "stages" in config:
+    raise UserError(
+      f"{', '.join(config.draw)} draw together from texts alone: leave --image out, or"
+      " give --stage=NAME of one that edits or enlarges pictures."
+    )
 
 
 def prompts_for(

@@ -17,7 +17,16 @@ from core.errors import UserError
 from core.family import Batch, Family, Given, Samples, Spec, State, sample_keys
 from core.family import make as make_family
 from core.workdir import check_same, open_workdir, read_config, resolved
-from pipelines import build, inputs, published, sample, similarity, stages, system
+from pipelines import (
+  build,
+  inputs,
+  published,
+  sample,
+  similarity,
+  stages,
+  system,
+)
+from pipelines.draw import request
 from pipelines.drawn import of_stages as drawn_settings
 from tests.runs import (
   SYSTEMS,
@@ -335,6 +344,9 @@ def test_a_cascade_draws_what_its_stages_would(tmp_path: Path) -> None:
   given = Given(np.zeros((1, 8, 8, 3), np.float32), np.ones((1, 8, 8, 1), np.float32))
   with pytest.raises(UserError, match="small, large draw together from texts alone"):
     sample.batch_sampler(front, family, run, 1, given=given)
+  asked = (["red", "blue", "green"], ["no.png"], "")
+  with pytest.raises(UserError, match="draw together from texts alone"):
+    request(front, family, run, lambda: pytest.fail("data read"), *asked)
   front.stages.small.sample.steps += 1
   settings = drawn_settings(front)
   assert settings["small.steps"] == front.sample.steps + 1
