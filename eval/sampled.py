@@ -82,7 +82,8 @@ class SampleScores:
     drawn = images.of_array("samples", self._draw(state))
     for role, real in self._sets.items():
       if role not in self._known:
-        self._known[role] = self._extract.cached(real)
+        sums = role == "reference" and "kid" in self._metrics
+        self._known[role] = self._extract.cached(real, sums)
     # All pictures are read for it, so once.
     reference = self._sets["reference"]
     self._reference_sha256 = self._reference_sha256 or reference.sha256()

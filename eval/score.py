@@ -116,7 +116,8 @@ def compare(
     sets |= {"training": reference, "held_out": held_out}
   lengths = {role: images.length for role, images in sets.items()}
   scores.check(names, net, generated.length, **lengths)
-  known = {role: extract.cached(images) for role, images in sets.items()}
+  sums = {"reference"} if "kid" in names else set()
+  known = {role: extract.cached(images, role in sums) for role, images in sets.items()}
   found, memorised = scores.score(names, net, extract(generated), **known)
   if memorised and flags.neighbours and jax.process_index() == 0:
     picture = neighbours(memorised, generated, reference)

@@ -161,7 +161,7 @@ def score(
     )
   found = []
   for metric in metrics:
-    found += _score(metric, net, generated, reference.values, memorised)
+    found += _score(metric, net, generated, reference, memorised)
   return found, memorised
 
 
@@ -169,10 +169,10 @@ def _score(
   metric: str,
   net: FeatureNet,
   generated: Features,
-  y: Float[np.ndarray, "m d"],
+  reference: Features,
   memorised: Memorisation | None,
 ) -> list[Score]:
-  x = generated.values
+  x, y = generated.values, reference.values
   match metric:
     case "fd":
       value = frechet.frechet_distance(frechet.Moments.of(x), frechet.Moments.of(y))
@@ -181,7 +181,7 @@ def _score(
       fit = frechet.fd_infinity(x, frechet.Moments.of(y), smallest=smallest(net.dim))
       return [Score(name("FD-infinity", net), fit.value)]
     case "kid":
-      found = kernel.mmd2(x, y)
+      found = kernel.mmd2(x, y, reference.sums)
       return [Score(name("KD", net), found.value, found.stderr)]
     case "kid_subsets":
       found = kernel.kernel_distance(x, y, subset_size=SUBSETS)

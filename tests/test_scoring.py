@@ -16,6 +16,7 @@ from core.errors import UserError
 from data import openmoji
 from eval import features, images, score, scores
 from eval.features import FeatureNet, Features
+from eval.metrics import kernel
 from tests.runs import ROOT, environment
 
 RNG = np.random.default_rng(0)
@@ -174,6 +175,22 @@ def test_features_are_kept_for_the_same_pictures_net_and_mode(
     features.Extractor(NET, ONE, "clean", 7).cached(pictures).values, first.values
   )
   assert len(made) == 5
+
+
+def test_sums_of_the_kernel_are_computed_once(
+  tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  monkeypatch.setenv("TAOLU_CACHE", str(tmp_path))
+  pictures = images.of_array("", PIXELS)
+  first = features.Extractor(NET, ONE, "clean", 7).cached(pictures, sums=True)
+  np.testing.assert_array_equal(first.sums, kernel.sums_within(first.values))
+  plain, others = first._replace(sums=None), Features(first.values[:9], None)
+  expected = scores.score(["kid"], NET, others, plain)
+  monkeypatch.setattr(kernel, "sums_within", lambda x: pytest.fail("once more"))
+  again = features.Extractor(NET, ONE, "clean", 7).cached(pictures, sums=True)
+  np.testing.assert_array_equal(again.sums, first.sums)
+  monkeypatch.undo()
+  assert scores.score(["kid"], NET, others, again) == expected
 
 
 # Names and warnings.

@@ -62,7 +62,9 @@ def kernel_distance(
 
 
 def mmd2(
-  features: Float[np.ndarray, "n d"], reference: Float[np.ndarray, "m d"]
+  features: Float[np.ndarray, "n d"],
+  reference: Float[np.ndarray, "m d"],
+  within: Float64[np.ndarray, " m"] | None = None,
 ) -> Estimate:
   """The unbiased MMD^2 of whole sets, with its jackknife standard error.
 
@@ -75,6 +77,11 @@ def mmd2(
   large where the two distributions are the same. Beside float64 copies of both sets
   one `TILE` x `TILE` tile sits in memory.
 
+  Args:
+    features: of the generated pictures.
+    reference: of the real ones.
+    within: `sums_within(reference)`, where it is known.
+
   Raises:
     UserError: fewer than two rows in either.
   """
@@ -82,9 +89,7 @@ def mmd2(
     raise UserError("the kernel distance needs at least 2 images on either side.")
   x, y = features.astype(np.float64), reference.astype(np.float64)
   n, m = len(x), len(y)
-  xx, yy = _sums_within(x), _sums_within(y)
-  xx -= _kernel(np.einsum("nd,nd->n", x, x), x.shape[1])
-  yy -= _kernel(np.einsum("nd,nd->n", y, y), y.shape[1])
+  xx, yy = sums_within(x), sums_within(y) if within is None else within
   xy, yx = _sums(x, y)
   within_x, within_y, across = xx.sum(), yy.sum(), xy.sum()
   value = within_x / (n * (n - 1)) + within_y / (m * (m - 1)) - 2 * across / (n * m)
@@ -103,6 +108,21 @@ def mmd2(
   return Estimate(float(value), float(np.sqrt(variance)))
 
 
+def sums_within(x: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
+  """Sums of k(x_i, x_j) over all j but i, in float64.
+
+  k is symmetric, so half of the tiles are enough.
+  """
+  x, sums = x.astype(np.float64), np.zeros(len(x))
+  for i in range(0, len(x), TILE):
+    for j in range(i, len(x), TILE):
+      tile = _kernel(x[i : i + TILE] @ x[j : j + TILE].T, x.shape[1])
+      sums[i : i + TILE] += tile.sum(1)
+      if j > i:
+        sums[j : j + TILE] += tile.sum(0)
+  return sums - _kernel(np.einsum("nd,nd->n", x, x), x.shape[1])
+
+
 def _kernel(products: Float64[np.ndarray, "..."], dim: int) -> np.ndarray:
   """(x.y / d + 1)^3, in the memory of the products."""
   products /= dim
@@ -110,18 +130,6 @@ def _kernel(products: Float64[np.ndarray, "..."], dim: int) -> np.ndarray:
   square = products * products
   products *= square
   return products
-
-
-def _sums_within(x: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
-  """Sums of k(x_i, x_j) over j; k is symmetric, so half of the tiles are enough."""
-  sums = np.zeros(len(x))
-  for i in range(0, len(x), TILE):
-    for j in range(i, len(x), TILE):
-      tile = _kernel(x[i : i + TILE] @ x[j : j + TILE].T, x.shape[1])
-      sums[i : i + TILE] += tile.sum(1)
-      if j > i:
-        sums[j : j + TILE] += tile.sum(0)
-  return sums
 
 
 def _sums(
