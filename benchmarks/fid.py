@@ -63,7 +63,7 @@ def folders(root: Path, count: int) -> list[Path]:
 def main(count: str = "128", rounds: str = "3") -> None:
   """Prints seconds of each, the ratio, and where ours go."""
   parallel.keep_freed_memory()
-  run = parallel.make(ConfigDict({"backend": "auto", "fsdp": 1}))
+  run = parallel.make(ConfigDict({"backend": "auto", "fsdp": 1, "tensor": 1}))
   with tempfile.TemporaryDirectory() as folder:
     root = Path(folder)
     paths = folders(root, int(count))

@@ -80,6 +80,7 @@ def row(name: str, topology_name: str, overrides: Sequence[str]) -> dict[str, An
     "backend": run.backend,
     "batch": own.data.batch_size,
     "fsdp": own.parallel.fsdp,
+    "tensor": own.parallel.tensor,
     "microbatches": own.optim.microbatches,
     "remat": own.model.remat,
     "dtype": own.model.dtype,
@@ -123,7 +124,9 @@ def line(found: dict[str, Any]) -> str:
   """One row."""
   memory, gib = found["memory"], 2**30
   state = sum(memory[k] for k in ("parameters", "optimizer", "averages", "extra"))
-  setting = found["backend"] + (f", fsdp {found['fsdp']}" if found["fsdp"] > 1 else "")
+  ways = {name: found.get(name, 1) for name in ("fsdp", "tensor")}
+  told = [f"{name} {count}" for name, count in ways.items() if count > 1]
+  setting = ", ".join([found["backend"], *told])
   if found["microbatches"] > 1:
     setting += f", {found['microbatches']} microbatches"
   shown = ("parallel", "optim.micro", "data.batch_size")

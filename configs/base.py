@@ -239,6 +239,7 @@ def get_config() -> ConfigDict:
   c.parallel = ConfigDict()
   c.parallel.backend = "auto"  # auto, jit, pmap or mesh
   c.parallel.fsdp = 1  # devices that share one copy of the state
+  c.parallel.tensor = 1  # devices that share the work of a transformer's layer
   return c
 
 

@@ -195,6 +195,7 @@ RANGES = {
   "eval.ode_probes": NATURAL,
   "eval.ode_tolerance": POSITIVE,
   "parallel.fsdp": COUNT,
+  "parallel.tensor": COUNT,
 }
 
 

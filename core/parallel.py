@@ -5,8 +5,9 @@ and every mean is over the global batch:
 
     jit    one device
     pmap   every device holds the whole state and a slice of the batch
-    mesh   jit over a mesh (data, fsdp): the batch is cut over both axes, each
-           parameter over fsdp as `RULES` say, and made whole where a layer uses it
+    mesh   jit over a mesh (data, fsdp, tensor): the batch is cut over the first
+           two, each parameter over the last two as `RULES` say, and made whole where
+           a layer uses it, but for the layers in `TENSOR`, whose work is cut too
 
 In all three a `State` is a tree of global arrays, so checkpoints do not know
 how many devices wrote them. Distribution itself is JAX's.
@@ -14,8 +15,9 @@ how many devices wrote them. Distribution itself is JAX's.
 
 import ctypes
 import functools
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,31 +52,44 @@ def keep_freed_memory() -> None:
 
 
 MIN_SHARDED = 1024  # elements
-# Which axis of a parameter is cut over fsdp, by its name: the first of these that
-# divides. Layers may be stacked in front. Gathered along the inputs, a device's part
-# stays in one piece.
+# Which axis of a parameter is cut over fsdp and tensor, by its name: the first of these
+# that divides. Layers may be stacked in front. Gathered along the inputs, a device's
+# part stays in one piece.
 RULES = {
   "kernel": (-2, -1),  # of linear maps and convolutions: inputs, outputs
   "embedding": (-2, -1),  # rows, features
   "positions": (-1,),
 }
 OTHERS = (-1, -2)
+# The axis of a layer's kernel that tensor alone cuts: the devices compute some outputs
+# each of the first layer of a pair, and sum over these inputs of the second
+# (Megatron-LM, Shoeybi et al. 2019, arXiv:1909.08053, section 3).
+TENSOR = {"mlp_in": -1, "mlp_out": -2, "down": -2, "q": -1, "out": -2}
 
 
-def whole(weights: Array) -> Array:
+def whole(weights: Array, cut: int | None = None) -> Array:
   """Weights that a layer is about to use, on all devices if each has a part of them.
 
   Said at each layer, and so inside its loop, or XLA may as well leave the weights where
-  they are and send the activations, which are many times as large.
+  they are and send the activations, which are many times as large. `cut` is the axis,
+  from the last, that stays cut over tensor, where that divides it.
   """
   if jax.sharding.get_abstract_mesh().empty:
     return weights
-  return jax.lax.with_sharding_constraint(weights, PartitionSpec())
+  spec = [None] * weights.ndim
+  if cut is not None and tensor_ways() > 1 and weights.shape[cut] % tensor_ways() == 0:
+    spec[cut] = "tensor"
+  return jax.lax.with_sharding_constraint(weights, PartitionSpec(*spec))
+
+
+def tensor_ways() -> int:
+  """The devices that share the work of a layer, where a step is traced."""
+  return dict(jax.sharding.get_abstract_mesh().shape).get("tensor", 1)
 
 
 @dataclass(frozen=True)
 class Parallel:
-  """A backend on a mesh of devices with axes (data, fsdp)."""
+  """A backend on a mesh of devices with axes (data, fsdp, tensor)."""
 
   backend: str
   mesh: Mesh
@@ -86,27 +101,23 @@ class Parallel:
 
   @property
   def rows(self) -> NamedSharding:
-    """The leading axis cut over all devices."""
+    """The leading axis cut over data and fsdp; over tensor devices have the same."""
     return NamedSharding(self.mesh, PartitionSpec(("data", "fsdp")))
 
+  @property
+  def parts(self) -> int:
+    """How many parts a batch is cut into."""
+    return self.mesh.size // self.mesh.shape["tensor"]
+
   def shardings(self, tree: PyTree) -> PyTree:
-    """Where each leaf of a state lives: cut over fsdp by `RULES`.
+    """Where each leaf of a state lives: cut over fsdp and tensor, see `place`."""
+    ways = dict(self.mesh.shape)
 
-    An optimizer's moments and averages have their parameter's name, and so its place.
-    Small leaves (biases, norms) stay whole: gathering them costs more than they do.
-    """
-    ways = self.mesh.shape["fsdp"]
+    def placed(path: tuple, leaf: Any) -> NamedSharding:
+      *_, layer, name = (None, None, *(getattr(key, "key", None) for key in path))
+      return NamedSharding(self.mesh, place(ways, layer, name, leaf.shape))
 
-    def place(path: tuple, leaf: Any) -> NamedSharding:
-      if ways > 1 and leaf.size >= MIN_SHARDED:
-        name = getattr(path[-1], "key", None) if path else None
-        for axis in RULES.get(name, OTHERS):
-          if leaf.ndim >= -axis and leaf.shape[axis] % ways == 0:
-            before = [None] * (leaf.ndim + axis)
-            return NamedSharding(self.mesh, PartitionSpec(*before, "fsdp"))
-      return self.replicated
-
-    return jax.tree_util.tree_map_with_path(place, tree)
+    return jax.tree_util.tree_map_with_path(placed, tree)
 
   def check_batch(
     self, batch_size: int, microbatches: int = 1, field: str = "data.batch_size"
@@ -114,11 +125,13 @@ class Parallel:
     """Raises UserError if the global batch `field` can't be cut evenly."""
     if microbatches < 1:
       raise UserError(f"optim.microbatches={microbatches} must be 1 or more.")
-    ways = self.mesh.size * microbatches
+    ways = self.parts * microbatches
     if batch_size < 1 or batch_size % ways:
+      each = self.mesh.shape["tensor"]
       raise UserError(
-        f"{field}={batch_size} does not divide by {self.mesh.size} devices x"
-        f" {microbatches} microbatches; use a multiple of {ways}."
+        f"{field}={batch_size} does not divide by {self.mesh.size} devices"
+        f"{f' / parallel.tensor={each}' if each > 1 else ''} x {microbatches}"
+        f" microbatches; use a multiple of {ways}."
       )
 
   def put(self, batch: PyTree) -> PyTree:
@@ -138,7 +151,7 @@ class Parallel:
 
   def sharded(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """`fn` traced so that its layers know of parameters in parts, see `whole`."""
-    if self.mesh.shape["fsdp"] == 1:
+    if self.mesh.shape["fsdp"] == self.mesh.shape["tensor"] == 1:
       return fn
 
     @functools.wraps(fn)
@@ -192,6 +205,33 @@ class Parallel:
     return jitted.lower(state, batch, jax.eval_shape(jax.random.key, 0))
 
 
+def place(
+  ways: Mapping[str, int], layer: str | None, name: str | None, shape: Sequence[int]
+) -> PartitionSpec:
+  """How a parameter is cut over fsdp and tensor, by its name and its layer's.
+
+  An optimizer's moments and averages have their parameter's names, and so its place.
+  Small ones (biases, norms) stay whole: gathering them costs more than they do.
+  """
+  both = ways["fsdp"] * ways["tensor"]
+  if both == 1 or math.prod(shape) < MIN_SHARDED:
+    return PartitionSpec()
+  spec: list[Any] = [None] * len(shape)
+  own = TENSOR.get(layer) if name == "kernel" else None
+  if own is not None and shape[own] % ways["tensor"] == 0:
+    spec[own] = "tensor"
+    other = -3 - own
+    if shape[other] % ways["fsdp"] == 0:
+      spec[other] = "fsdp"
+    return PartitionSpec(*spec)
+  for axes, count in ((("fsdp", "tensor"), both), ("fsdp", ways["fsdp"])):
+    for axis in RULES.get(name, OTHERS):
+      if len(shape) >= -axis and count > 1 and shape[axis] % count == 0:
+        spec[axis] = axes
+        return PartitionSpec(*spec)
+  return PartitionSpec()
+
+
 @dataclass(frozen=True)
 class Step:
   """A compiled training step; it can't recompile, a new shape is an error."""
@@ -222,17 +262,18 @@ def peak(stats: Any) -> int:
 def make(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Parallel:
   """The backend of `config.parallel`; 'auto' takes the simplest that fits.
 
-  auto: jit on one device; mesh if fsdp > 1; else pmap. `devices` are all of this run
-  unless others are given, which may be of a machine that is not here.
+  auto: jit on one device; mesh if fsdp or tensor > 1; else pmap. `devices` are all of
+  this run unless others are given, which may be of a machine that is not here.
 
   Raises:
-    UserError: unknown backend, fsdp that does not divide the devices, or fsdp
+    UserError: unknown backend, fsdp or tensor that does not divide the devices, or one
       with a backend that can't shard.
   """
-  backend, fsdp = config.backend, config.fsdp
+  backend, fsdp, tensor = config.backend, config.fsdp, config.tensor
   devices = np.array(jax.devices() if devices is None else devices)
   if backend == "auto":
-    backend = "mesh" if fsdp > 1 else "pmap" if devices.size > 1 else "jit"
+    many = "mesh" if fsdp * tensor > 1 else "pmap"
+    backend = many if devices.size > 1 or fsdp * tensor > 1 else "jit"
   if backend not in ("jit", "pmap", "mesh"):
     raise unknown("parallel.backend", backend, ("auto", "jit", "pmap", "mesh"))
   if backend == "jit":
@@ -242,9 +283,22 @@ def make(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Par
         f" {jax.process_count()} processes; use auto, pmap or mesh."
       )
     devices = devices[:1]
-  if fsdp < 1 or devices.size % fsdp or (fsdp > 1 and backend != "mesh"):
+  for name, ways in (("fsdp", fsdp), ("tensor", tensor)):
+    if ways < 1 or devices.size % ways or (ways > 1 and backend != "mesh"):
+      raise UserError(
+        f"parallel.{name}={ways} does not fit backend {backend!r} on {devices.size}"
+        " devices: it needs backend mesh and must divide the device count."
+      )
+  if devices.size % (fsdp * tensor):
     raise UserError(
-      f"parallel.fsdp={fsdp} does not fit backend {backend!r} on {devices.size}"
-      " devices: it needs backend mesh and must divide the device count."
+      f"parallel.fsdp={fsdp} times parallel.tensor={tensor} must divide the device"
+      f" count, {devices.size}."
     )
-  return Parallel(backend, Mesh(devices.reshape(-1, fsdp), ("data", "fsdp")))
+  local = sum(d.process_index == devices[0].process_index for d in devices.flat)
+  if local % tensor:
+    raise UserError(
+      f"parallel.tensor={tensor} must divide the {local} devices of a process: those"
+      " that share a layer's work read the same pictures."
+    )
+  axes = ("data", "fsdp", "tensor")
+  return Parallel(backend, Mesh(devices.reshape(-1, fsdp, tensor), axes))

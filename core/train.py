@@ -104,13 +104,16 @@ def train(
       )
     log = Log(workdir, start, cfg.steps)
     closing.callback(log.close)
-    step, batch = start, first
+    step, batch, metrics = start, first, {}
     hosts.together(f"first step in {workdir}")
     while step < cfg.steps:
+      before = metrics
       state, metrics = step_fn(state, batch, jax.random.fold_in(step_key, step))
       step += 1
       # The next batch is fetched while the devices work.
       batch = next(stream) if step < cfg.steps else None
+      # No more than one step ahead of them, so that a stop takes no longer than two.
+      jax.block_until_ready(before)
       done, stop = step == cfg.steps, stopping(step)
       if done or stop or due(step, cfg.log_every):
         values = report(log, step, metrics, batch_size, cfg.max_skipped)

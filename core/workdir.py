@@ -35,6 +35,7 @@ ADDED = {
   "text.embedding_of_caption": False,
   "text.similarity_cells": 0,
   "sample.candidates": 1,
+  "parallel.tensor": 1,
 }
 # Fields that name the folder of another run. '@NAME' is the folder NAME beside the
 # run's own; `config.json` has it so wherever it can, so that both may be moved.

@@ -56,7 +56,7 @@ def run(argv: Sequence[str]) -> None:
     raise UserError("give at least one --text or --image to look for.")
   hosts.initialize()
   parallel.keep_freed_memory()
-  settings = ConfigDict({"backend": "auto", "fsdp": 1})
+  settings = ConfigDict({"backend": "auto", "fsdp": 1, "tensor": 1})
   if not all(text.strip() for text in flags.text):
     raise UserError("a --text is empty; say what to look for.")
   encoder = dual.load(flags.clip, settings, "--clip")

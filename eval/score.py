@@ -103,7 +103,7 @@ def compare(
   reference: ImageSet,
 ) -> list[dict[str, Any]]:
   """The scores of distributions."""
-  run = parallel.make(ConfigDict({"backend": "auto", "fsdp": 1}))
+  run = parallel.make(ConfigDict({"backend": "auto", "fsdp": 1, "tensor": 1}))
   run.check_batch(flags.batch_size, field="--batch_size")
   net = features.load(flags.features, flags.resize, "--features")
   extract = features.Extractor(net, run, flags.resize, flags.batch_size)

@@ -1,12 +1,14 @@
 """Multi-head attention, over a sequence itself or over a text."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from nets.layers import Dense
+from nets.layers import DenseIn, DenseOut, DenseParts
 
 # Products of so many queries and keys are taken a head at a time on CPUs.
 MANY = 512 * 512
@@ -101,12 +103,14 @@ class SelfAttention(nn.Module):
     """With a text, `mask` is None or has one row an example."""
     b, length, dim = x.shape
     inner = self.inner or dim
-    qkv = Dense(3 * inner, use_bias=self.bias, dtype=self.dtype, name="qkv")(x)
-    q, k, v = jnp.moveaxis(qkv.reshape(b, length, 3, self.heads, -1), 2, 0)
+    maps = functools.partial(
+      DenseParts, features=inner, groups=self.heads, bias=self.bias, dtype=self.dtype
+    )
+    q, k, v = (y.reshape(b, length, self.heads, -1) for y in maps(3, name="qkv")(x))
     if text is not None:
       text = nn.LayerNorm(dtype=jnp.float32, name="norm_text")(text)
-      kv = Dense(2 * inner, use_bias=self.bias, dtype=self.dtype, name="text_kv")(text)
-      kv = jnp.moveaxis(kv.reshape(b, -1, 2, self.heads, inner // self.heads), 2, 0)
+      kv = maps(2, name="text_kv")(text)
+      kv = (y.reshape(b, -1, self.heads, inner // self.heads) for y in kv)
       k, v = (jnp.concatenate(pair, axis=1) for pair in zip((k, v), kv, strict=True))
       masks = [
         jnp.ones(a.shape[:2], bool) if m is None else m
@@ -114,7 +118,7 @@ class SelfAttention(nn.Module):
       ]
       mask = jnp.concatenate(masks, axis=1)
     y = attend(q, k, v, mask).reshape(b, length, inner)
-    return Dense(dim, dtype=self.dtype, kernel_init=self.out_init, name="out")(y)
+    return DenseOut(dim, dtype=self.dtype, kernel_init=self.out_init, name="out")(y)
 
 
 class CrossAttention(nn.Module):
@@ -141,18 +145,26 @@ class CrossAttention(nn.Module):
     b, length, dim = x.shape
     inner = self.inner or dim
     head_dim = inner // self.heads
-    q = Dense(inner, dtype=self.dtype, name="q")(x).reshape(
+    q = DenseIn(inner, dtype=self.dtype, name="q")(x).reshape(
       b, length, self.heads, head_dim
     )
     text = nn.LayerNorm(dtype=jnp.float32, name="norm")(text)
-    kv = Dense(2 * inner, dtype=self.dtype, name="kv")(text)
-    kv = kv.reshape(b, -1, 2, self.heads, head_dim)
+    maps = DenseParts(2, inner, self.heads, dtype=self.dtype, name="kv")
     null = self.param(
       "null", nn.initializers.normal(0.02), (2, self.heads, head_dim)
     ).astype(self.dtype)
-    kv = jnp.concatenate([jnp.broadcast_to(null, (b, 1, *null.shape)), kv], axis=1)
+    k, v = (
+      jnp.concatenate(
+        [
+          jnp.broadcast_to(first, (b, 1, *first.shape)),
+          y.reshape(b, -1, self.heads, head_dim),
+        ],
+        axis=1,
+      )
+      for first, y in zip(null, maps(text), strict=True)
+    )
     if mask is not None:
       mask = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
-    y = attend(q, kv[:, :, 0], kv[:, :, 1], mask).reshape(b, length, inner)
+    y = attend(q, k, v, mask).reshape(b, length, inner)
     zeros = nn.initializers.zeros
-    return Dense(dim, dtype=self.dtype, kernel_init=zeros, name="out")(y)
+    return DenseOut(dim, dtype=self.dtype, kernel_init=zeros, name="out")(y)

@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from nets.attention import SelfAttention
-from nets.layers import Dense, Embed
+from nets.layers import Dense, DenseIn, DenseOut, Embed
 from nets.pretrained import convert as to
 from nets.pretrained import hugging_face as hf
 
@@ -35,9 +35,9 @@ class Layer(nn.Module):
 
     attention = SelfAttention(self.heads, self.dtype, self.out_init, name="attention")
     x = x + attention(norm("norm_0"), mask)
-    y = Dense(self.hidden, dtype=self.dtype, name="mlp_in")(norm("norm_1"))
+    y = DenseIn(self.hidden, dtype=self.dtype, name="mlp_in")(norm("norm_1"))
     y = hf.ACTIVATIONS[self.act](y)
-    out = Dense(
+    out = DenseOut(
       x.shape[-1], dtype=self.dtype, kernel_init=self.out_init, name="mlp_out"
     )
     return x + out(y)

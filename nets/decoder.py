@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Integer, PyTree
 
 from nets.attention import attend
-from nets.layers import Dense, Dropout
+from nets.layers import DenseOut, DenseParts, Dropout
 from nets.transformer import repeat
 
 THETA = 10_000.0  # of the slowest rotation
@@ -107,25 +107,28 @@ class DecoderBlock(nn.Module):
     """
     b, length, dim = x.shape
 
-    def dense(features: int, name: str) -> nn.Module:
-      return Dense(features, use_bias=False, dtype=self.dtype, name=name)
+    def parts(count: int, features: int, groups: int, name: str) -> nn.Module:
+      return DenseParts(count, features, groups, False, self.dtype, name=name)
+
+    def summed(name: str) -> nn.Module:
+      return DenseOut(dim, use_bias=False, dtype=self.dtype, name=name)
 
     def norm(x: Array, name: str) -> Array:
       made = nn.RMSNorm(self.epsilon, dtype=jnp.float32, name=name)
       return made(x).astype(self.dtype)
 
-    qkv = dense(3 * dim, "qkv")(norm(x, "norm_0"))
-    q, k, v = jnp.moveaxis(qkv.reshape(b, length, 3, self.heads, -1), 2, 0)
+    qkv = parts(3, dim, self.heads, "qkv")(norm(x, "norm_0"))
+    q, k, v = (y.reshape(b, length, self.heads, -1) for y in qkv)
     q, k = rotate(q, angles), rotate(k, angles)
     if cache is None:
       y = attend(q, k, v, mask)
     else:
       cache = Cache(*(_written(*pair, at) for pair in zip(cache, (k, v), strict=True)))
       y = attend_cached(q, cache, mask)
-    y = dense(dim, "out")(y.reshape(b, length, dim))
+    y = summed("out")(y.reshape(b, length, dim))
     x = x + Dropout(self.dropout)(y, ids)
-    gate, up = jnp.split(dense(2 * self.hidden, "gate_up")(norm(x, "norm_1")), 2, -1)
-    y = dense(dim, "down")(jax.nn.silu(gate) * up)
+    gate, up = parts(2, self.hidden, self.hidden, "gate_up")(norm(x, "norm_1"))
+    y = summed("down")(jax.nn.silu(gate) * up)
     return x + Dropout(self.dropout)(y, ids), cache
 
 

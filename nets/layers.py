@@ -8,21 +8,59 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Integer
 
-from core.parallel import whole
+from core.parallel import tensor_ways, whole
 from nets.convolution import conv
 
 
-def _dot_2d(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+def _dot_2d(
+  x: Array, kernel: Array, *_: Any, cut: int | None = None, **__: Any
+) -> Array:
   """x @ kernel over the last axis of x, as one matrix product."""
-  y = jax.lax.dot(x.reshape(-1, x.shape[-1]), whole(kernel))
+  y = jax.lax.dot(x.reshape(-1, x.shape[-1]), whole(kernel, cut))
   return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 # Flattened, the weights' gradient is a product XLA does without a transposed copy of
 # its operands: on a CPU twice as fast as with nn.Dense's own dot_general.
 Dense = functools.partial(nn.Dense, dot_general=_dot_2d)
+# A pair of layers: the devices of the tensor axis compute some outputs each of the
+# first, and sum over these inputs of the second (`core.parallel.TENSOR`).
+DenseIn = functools.partial(nn.Dense, dot_general=functools.partial(_dot_2d, cut=-1))
+DenseOut = functools.partial(nn.Dense, dot_general=functools.partial(_dot_2d, cut=-2))
+
+
+class DenseParts(nn.Module):
+  """`parts` linear maps of x, with the parameters of one `Dense` that has them all.
+
+  Where the tensor axis divides `groups`, such as heads, each of its devices computes
+  some of them.
+  """
+
+  parts: int
+  features: int
+  groups: int
+  bias: bool = True
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b l d"]) -> tuple[Float[Array, "b l f"], ...]:
+    d, n = x.shape[-1], self.parts
+    shape = (d, n * self.features)
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+    bias = self.param("bias", nn.initializers.zeros, shape[1:]) if self.bias else None
+    x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+    if self.groups % tensor_ways() or tensor_ways() == 1:
+      y = _dot_2d(x, kernel)
+      return tuple(jnp.split(y if bias is None else y + bias, n, axis=-1))
+    # Cut within each part.
+    kernel = whole(kernel.reshape(d, n, -1), -1)
+    ys = [_dot_2d(x, kernel[:, i], cut=-1) for i in range(n)]
+    if bias is None:
+      return tuple(ys)
+    return tuple(y + b for y, b in zip(ys, jnp.split(bias, n), strict=True))
 
 
 def _conv(

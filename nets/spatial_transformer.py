@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from nets.attention import SelfAttention, attend
-from nets.layers import Dense, GroupNorm
+from nets.layers import Dense, DenseIn, DenseOut, DenseParts, GroupNorm
 from text.cond import Cond
 
 
@@ -34,14 +34,14 @@ class TextAttention(nn.Module):
     mask: Bool[Array, "b m"] | None,
   ) -> Float[Array, "b l d"]:
     b, length, dim = x.shape
-    q = Dense(dim, use_bias=False, dtype=self.dtype, name="q")(x)
-    kv = Dense(2 * dim, use_bias=False, dtype=self.dtype, name="kv")(text)
+    q = DenseIn(dim, use_bias=False, dtype=self.dtype, name="q")(x)
     q = q.reshape(b, length, self.heads, -1)
-    k, v = jnp.moveaxis(kv.reshape(b, -1, 2, self.heads, dim // self.heads), 2, 0)
+    kv = DenseParts(2, dim, self.heads, False, self.dtype, name="kv")(text)
+    k, v = (y.reshape(b, -1, self.heads, dim // self.heads) for y in kv)
     y = attend(q, k, v, mask)
     if mask is not None:
       y = jnp.where(mask.any(1)[:, None, None, None], y, 0)
-    return Dense(dim, dtype=self.dtype, name="out")(y.reshape(b, length, dim))
+    return DenseOut(dim, dtype=self.dtype, name="out")(y.reshape(b, length, dim))
 
 
 class TransformerBlock(nn.Module):
@@ -72,10 +72,10 @@ class TransformerBlock(nn.Module):
     if text is not None:
       read = TextAttention(self.heads, self.dtype, name="text")
       x = x + read(norm(x, 1), text, mask)
-    y = Dense(8 * dim, dtype=self.dtype, name="mlp_in")(norm(x, 2))
-    a, b = jnp.split(y, 2, axis=-1)
+    hidden = DenseParts(2, 4 * dim, dim, dtype=self.dtype, name="mlp_in")
+    a, b = hidden(norm(x, 2))
     y = a * jax.nn.gelu(b, approximate=False)
-    return x + Dense(dim, dtype=self.dtype, name="mlp_out")(y)
+    return x + DenseOut(dim, dtype=self.dtype, name="mlp_out")(y)
 
 
 class SpatialTransformer(nn.Module):

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Integer, PyTree
 
 from nets.attention import CrossAttention, SelfAttention
-from nets.layers import Dense, Dropout
+from nets.layers import Dense, DenseIn, DenseOut, Dropout
 
 
 class Block(nn.Module):
@@ -61,8 +61,8 @@ class Block(nn.Module):
     if text is not None:
       y = nn.LayerNorm(dtype=jnp.float32, name="norm_text")(x).astype(self.dtype)
       x = x + CrossAttention(self.heads, self.dtype, name="text")(y, text, text_mask)
-    y = Dense(self.mlp_ratio * dim, dtype=self.dtype, name="mlp_in")(norm(x, 1))
-    y = Dense(dim, dtype=self.dtype, name="mlp_out")(jax.nn.gelu(y))
+    y = DenseIn(self.mlp_ratio * dim, dtype=self.dtype, name="mlp_in")(norm(x, 1))
+    y = DenseOut(dim, dtype=self.dtype, name="mlp_out")(jax.nn.gelu(y))
     return x + gate(y, 1)
 
 

@@ -89,21 +89,21 @@ def step(config: ConfigDict, run: Parallel, chip: Chip) -> Figures:
   lowered = run.lower_step(
     family.step,
     state,
-    jax.eval_shape(lambda batch: run.cut(batch, run.mesh.size), batch),
+    jax.eval_shape(lambda batch: run.cut(batch, run.parts), batch),
   )
   own = roofline.of_state(run, state)
   rows = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(batch))
-  resident = sum(own.values()) + rows / run.mesh.size
+  resident = sum(own.values()) + rows / run.parts
   plain = counted(config, remat=False)
   found = roofline.measure(Program(lowered, needed, plain, resident), run, chip)
-  found["memory"] |= own | {"batch": rows / run.mesh.size}
+  found["memory"] |= own | {"batch": rows / run.parts}
   count = sum(a.size for a in jax.tree.leaves(state.params))
   return {"parameters": count} | found
 
 
 def draw(config: ConfigDict, run: Parallel, chip: Chip) -> Figures:
   """The figures of drawing `sample.num_images`, one a device at least, in training."""
-  size = config.sample.num_images + -config.sample.num_images % run.mesh.size
+  size = config.sample.num_images + -config.sample.num_images % run.parts
   family, codec = made(config), opened(config)
   state, batch = shapes(config, family)
   put = lambda tree, shards: jax.tree.map(  # noqa: E731

@@ -22,7 +22,7 @@ def tried(
 
   Args:
     config: of the step.
-    devices: how many there are.
+    devices: how many there are, those along tensor counted once.
     found: its figures, of which `memory` is read.
     attempt: compiles the step of a config; its figures.
 

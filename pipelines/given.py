@@ -85,7 +85,7 @@ def editor(
   between = config.sample.edit == "interpolate"
   if between:
     check_between(len(images), len(prompts))
-    each += -each % run.mesh.size
+    each += -each % run.parts
     images = images[[0] * (each - 1) + [1]]
   elif len(prompts) == 1:
     prompts, labels = list(prompts) * len(images), list(labels) * len(images)
@@ -96,7 +96,7 @@ def editor(
     )
   rows = images if between else images.repeat(each, axis=0)
   captions, labels = ([a for a in b for _ in range(each)] for b in (prompts, labels))
-  n, size = len(rows), len(rows) + -len(rows) % run.mesh.size
+  n, size = len(rows), len(rows) + -len(rows) % run.parts
   rows = np.concatenate([rows, *[rows[:1]] * (size - n)])
   given = Given(rows, np.broadcast_to(mask, (size, *mask.shape)))
   draw = sample.batch_sampler(config, family, run, size, given=given)

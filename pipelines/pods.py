@@ -58,7 +58,7 @@ def of_part(config: ConfigDict, devices: Sequence[jax.Device], chip: Chip) -> Fi
   print("\n".join(of_step(step, config, run.backend, len(devices), chip)))
   if not step["fits"]:
     attempt = lambda own: compiled.step(own, compiled.run_on(own, devices), chip)  # noqa: E731
-    found["tried"] = fitting.tried(config, len(devices), step, attempt)
+    found["tried"] = fitting.tried(config, run.parts, step, attempt)
     print("\n".join(of_tried(found["tried"], chip)))
   elif compiled.draws(config, compiled.made(config)):
     found["sample"] = compiled.draw(config, run, chip)
@@ -72,8 +72,9 @@ def of_step(
   """The lines about a training step."""
   m = step["memory"]
   lines = [
-    f"training step, {backend} on {devices} devices, fsdp {config.parallel.fsdp}, batch"
-    f" {config.data.batch_size} in {config.optim.microbatches} part(s), each device:",
+    f"training step, {backend} on {devices} devices, fsdp {config.parallel.fsdp},"
+    f" tensor {config.parallel.tensor}, batch {config.data.batch_size} in"
+    f" {config.optim.microbatches} part(s), each device:",
     f"  parameters   {size(m['parameters'])} ({step['parameters']:,} in all)",
     f"  optimizer    {size(m['optimizer'])}",
     f"  averages     {size(m['averages'])}",

@@ -42,7 +42,7 @@ def sampler(
   images = None if images is None else images.repeat(each, axis=0)
   n = len(captions)
   # So that the devices share the work evenly.
-  size = n + -n % run.mesh.size
+  size = n + -n % run.parts
   draw = batch_sampler(config, family, run, size, between=between)
   return lambda state: draw(state, 0, captions, labels, images)
 

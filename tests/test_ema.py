@@ -212,7 +212,7 @@ def test_a_skipped_step_does_not_count():
 
 
 def one_device():
-  return parallel.make(ConfigDict({"backend": "jit", "fsdp": 1}))
+  return parallel.make(ConfigDict({"backend": "jit", "fsdp": 1, "tensor": 1}))
 
 
 def loop_config():
@@ -323,7 +323,9 @@ def test_snapshots_do_not_know_the_devices(tmp_path):
   """Written by eight devices that share the weights, read by one, or by four."""
   devices, config = np.array(jax.devices()), loop_config()
   runs = {
-    n: parallel.Parallel("mesh", Mesh(devices[:n].reshape(1, n), ("data", "fsdp")))
+    n: parallel.Parallel(
+      "mesh", Mesh(devices[:n].reshape(1, n, 1), ("data", "fsdp", "tensor"))
+    )
     for n in (1, 4, 8)
   }
   for n in (8, 1):

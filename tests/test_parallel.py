@@ -9,9 +9,10 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
-from core import parallel
+from core import hlo, parallel
 from core.checkpoint import Checkpoints
 from core.errors import UserError
 from core.train import train
@@ -28,6 +29,7 @@ from tests.runs import (
 )
 
 STEPS = 3
+AXES = ("data", "fsdp", "tensor")
 
 
 def config_for(backend: str, fsdp: int = 1, microbatches: int = 1) -> ConfigDict:
@@ -75,10 +77,21 @@ def alone(tmp_path_factory: pytest.TempPathFactory):
   [("pmap", 1, 1), ("mesh", 1, 1), ("mesh", 4, 1), ("pmap", 1, 2)],
 )
 def test_eight_devices_equal_one(alone, tmp_path, backend, fsdp, microbatches) -> None:
-  config = config_for(backend, fsdp, microbatches)
-  state = trained(config, tmp_path)
+  check(alone, config_for(backend, fsdp, microbatches), tmp_path)
+
+
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_devices_that_share_layers_equal_one(alone, tmp_path, fsdp) -> None:
+  """Two heads, so that two devices have one each, beside two or four times the rows."""
+  config = config_for("mesh", fsdp)
+  config.parallel.tensor = 2
+  check(alone, config, tmp_path)
+
+
+def check(alone, config: ConfigDict, workdir: Path) -> None:
+  state = trained(config, workdir)
   sharded = [a for a in jax.tree.leaves(state.params) if not a.is_fully_replicated]
-  assert bool(sharded) == (fsdp > 1)
+  assert bool(sharded) == (config.parallel.fsdp * config.parallel.tensor > 1)
   state = jax.device_get(state)
   assert largest_difference(alone.params, state.params) < 1e-5
   assert largest_difference(alone.ema, state.ema) < 1e-5
@@ -104,7 +117,7 @@ def test_resume_from_eight_devices_onto_two(alone, tmp_path) -> None:
   config.train.steps = 2
   trained(config, tmp_path)
   two = parallel.Parallel(
-    "mesh", jax.sharding.Mesh([[jax.devices()[0], jax.devices()[1]]], ("data", "fsdp"))
+    "mesh", jax.sharding.Mesh([[jax.devices()[:1], jax.devices()[1:2]]], AXES)
   )
   config = config_for("mesh", fsdp=2)
   state = jax.device_get(trained(config, tmp_path, two))
@@ -193,16 +206,44 @@ def test_sigterm_to_one_process_stops_all(tmp_path: Path) -> None:
 )
 def test_refusals(backend: str, fsdp: int, words: str) -> None:
   with pytest.raises(UserError, match=words):
-    parallel.make(ConfigDict({"backend": backend, "fsdp": fsdp}))
+    parallel.make(ConfigDict({"backend": backend, "fsdp": fsdp, "tensor": 1}))
 
 
 def test_auto_takes_the_simplest() -> None:
-  made = [parallel.make(ConfigDict({"backend": "auto", "fsdp": n})) for n in (1, 4)]
-  assert [run.backend for run in made] == ["pmap", "mesh"]
+  ways = [(1, 1), (4, 1), (1, 2)]
+  given = [{"backend": "auto", "fsdp": f, "tensor": t} for f, t in ways]
+  made = [parallel.make(ConfigDict(each)) for each in given]
+  assert [run.backend for run in made] == ["pmap", "mesh", "mesh"]
+  assert [run.parts for run in made] == [8, 8, 4]
 
 
-def test_batch_must_divide() -> None:
-  run = parallel.make(ConfigDict({"backend": "pmap", "fsdp": 1}))
-  run.check_batch(32, 4)
-  with pytest.raises(UserError, match="multiple of 32"):
-    run.check_batch(16, 4)
+@pytest.mark.parametrize(
+  ("layer", "name", "shape", "spec"),
+  [
+    ("mlp_in", "kernel", (3, 32, 64), (None, "fsdp", "tensor")),
+    ("mlp_out", "kernel", (3, 64, 32), (None, "tensor", "fsdp")),
+    ("qkv", "kernel", (32, 96), (("fsdp", "tensor"), None)),  # its parts: in use
+    ("out", "kernel", (3, 3, 5, 64), (None, None, None, ("fsdp", "tensor"))),
+    ("modulation", "kernel", (33, 64), (None, ("fsdp", "tensor"))),
+    ("norm", "scale", (32,), ()),
+  ],
+)
+def test_each_parameter_has_its_place(layer, name, shape, spec) -> None:
+  ways = {"data": 2, "fsdp": 2, "tensor": 2}
+  assert parallel.place(ways, layer, name, shape) == PartitionSpec(*spec)
+
+
+@pytest.mark.parametrize("file", ["quickstart", "autoregressive/decoder"])
+def test_devices_that_share_layers_share_their_work(file: str) -> None:
+  """Each of two has little more than half of the products of a transformer."""
+  config = load_config(f"configs/{file}.py")
+  config.model.dim, config.model.depth = 64, 2
+  family, batch = build.family(config), random_batch(config)
+  state = jax.eval_shape(family.init, jax.random.key(0), batch)
+  products = []
+  for tensor in (1, 2):
+    own = ConfigDict({"backend": "mesh", "fsdp": 1, "tensor": tensor})
+    run = parallel.make(own, jax.devices()[:tensor])
+    program = run.lower_step(family.step, state, batch).compile().as_text()
+    products.append(hlo.flops(hlo.parse(program))[0])
+  assert products[1] < 0.6 * products[0]

@@ -24,7 +24,7 @@ RNG = np.random.default_rng(0)
 
 def devices(count: int) -> parallel.Parallel:
   mesh = jax.sharding.Mesh(
-    np.array(jax.devices()[:count]).reshape(-1, 1), ("data", "fsdp")
+    np.array(jax.devices()[:count]).reshape(-1, 1, 1), ("data", "fsdp", "tensor")
   )
   return parallel.Parallel("mesh", mesh)
 
