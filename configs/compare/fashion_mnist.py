@@ -92,7 +92,8 @@ def short(members: dict[str, ConfigDict]) -> None:
     c.model.stem, c.model.attention, c.model.head_dim = 0, (), 64
     c.model.dropout, c.optim.learning_rate = 0.0, 1e-3
     c.optim.warmup_steps, c.sample.threshold = 200, "static"
-  members["ddpm"].sample.sampler, members["ddpm"].sample.steps = "ddim", 50
+  members["ddpm"].sample.sampler, members["ddpm"].sample.steps = "ddim", 20
+  members["edm"].sample.steps = 10
   members["flow_matching"].sample.steps = members["latent_diffusion"].sample.steps = 10
   over_codecs(members)
 
