@@ -182,6 +182,18 @@ def test_what_none_beats() -> None:
   ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+  ("seeds", "words"),
+  [
+    ([[0], [0]], "One seed."),
+    ([[0, 1], [0, 1]], "Mean ± standard deviation over 2 seeds."),
+    ([[0, 1], [0]], "Mean ± standard deviation over 2 seeds, in some rows fewer."),
+  ],
+)
+def test_the_table_says_of_how_many_seeds_it_is(seeds, words) -> None:
+  assert page.over({"rows": [{"seeds": own} for own in seeds]}) == words
+
+
 def test_alignment_is_told_by_language_over_seeds() -> None:
   def record(en: float, zh: float) -> dict[str, object]:
     told = {"en": en, "zh": zh}

@@ -262,7 +262,7 @@ def test_a_config_is_compiled_for_other_devices_and_said_in_words(tmp_path, caps
     figures = pods.of_part(parts[""], jax.devices()[:4], CHIP)
   step, drawn = figures["step"], figures["sample"]
   memory = step["memory"]
-  assert figures["mesh"] == {"data": 2, "fsdp": 2}
+  assert figures["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1}
   assert memory["optimizer"] == pytest.approx(2 * memory["parameters"], rel=0.01)
   half = 2 * step["parameters"]  # of four bytes each
   assert half < memory["parameters"] < 1.5 * half  # small ones are whole

@@ -44,6 +44,7 @@ def html(found: Json, workdir: Path) -> str:
     speed=embedded(speed(found), "svg+xml") if found["pareto"] else "",
     curves=[embedded(svg, "svg+xml") for svg in curves(found)],
     budget=budget(found),
+    over=over(found),
     net=features(found).removeprefix("-"),
   )
 
@@ -60,8 +61,8 @@ def markdown(found: Json) -> str:
   net = features(found).removeprefix("-")
   return (
     f"{about['config']}, {about['date']}, {about['machine']}, commit"
-    f" {about['commit']}. {budget(found)} Features of {net}; mean ± standard deviation"
-    f" over seeds; bits a dimension (bpd) are exact (=) or a bound (≤).\n\n{table}\n"
+    f" {about['commit']}. {budget(found)} Features of {net}. {over(found)} Bits a"
+    f" dimension (bpd) are exact (=) or a bound (≤).\n\n{table}\n"
     f"{failed}"
   )
 
@@ -80,6 +81,15 @@ def budget(found: Json) -> str:
   if found["codecs"] and own["unit"] != "steps":
     text += f" {share} of that is its codec's, where it has one."
   return text
+
+
+def over(found: Json) -> str:
+  """What the table's numbers are of, as to seeds."""
+  counts = sorted({len(row["seeds"]) for row in found["rows"]})
+  if counts[-1:] in ([], [1]):
+    return "One seed."
+  few = "" if len(counts) == 1 else ", in some rows fewer"
+  return f"Mean ± standard deviation over {counts[-1]} seeds{few}."
 
 
 def heads(found: Json) -> list[str]:
@@ -153,6 +163,8 @@ def grid(file: Path, count: int) -> tuple[str, list[str]]:
   out = io.BytesIO()
   side = images.shape[1]
   sheet = pictures.sheet(list(images), columns, side=side, gap=max(1, side // 16))
+  if images.shape[-1] == 1:
+    sheet = sheet.convert("L")  # a third of the bytes
   sheet.save(out, format="PNG", optimize=True)
   return embedded(out.getvalue(), "png"), captions
 
