@@ -217,7 +217,8 @@ def place(
   if both == 1 or math.prod(shape) < MIN_SHARDED:
     return PartitionSpec()
   spec: list[Any] = [None] * len(shape)
-  own = TENSOR.get(layer) if name == "kernel" else None
+  shared = ways["tensor"] > 1 and name == "kernel"
+  own = TENSOR.get(layer) if shared else None
   if own is not None and shape[own] % ways["tensor"] == 0:
     spec[own] = "tensor"
     other = -3 - own

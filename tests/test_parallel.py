@@ -233,6 +233,15 @@ def test_each_parameter_has_its_place(layer, name, shape, spec) -> None:
   assert parallel.place(ways, layer, name, shape) == PartitionSpec(*spec)
 
 
+def test_without_tensor_kernels_are_cut_along_their_inputs() -> None:
+  ways, cut = (
+    {"data": 2, "fsdp": 4, "tensor": 1},
+    PartitionSpec(("fsdp", "tensor"), None),
+  )
+  for layer in ("mlp_in", "mlp_out", "qkv", "out"):
+    assert parallel.place(ways, layer, "kernel", (64, 32)) == cut
+
+
 @pytest.mark.parametrize("file", ["quickstart", "autoregressive/decoder"])
 def test_devices_that_share_layers_share_their_work(file: str) -> None:
   """Each of two has little more than half of the products of a transformer."""
