@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 flags = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = (
   f"{flags} --xla_force_host_platform_device_count=8"
-  # Tests compile for longer than they compute: these compile in a third of the time.
+  # Tests compile for longer than they compute: this more than halves the time.
   " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
   " --xla_llvm_disable_expensive_passes=true"
   " --xla_cpu_parallel_codegen_split_count=1"

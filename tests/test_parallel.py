@@ -201,12 +201,19 @@ def test_sigterm_to_one_process_stops_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-  ("backend", "fsdp", "words"),
-  [("jit", 2, "fsdp=2"), ("mesh", 3, "fsdp=3"), ("gpu", 1, "known: auto")],
+  ("backend", "fsdp", "tensor", "words"),
+  [
+    ("jit", 2, 1, "fsdp=2"),
+    ("mesh", 3, 1, "fsdp=3"),
+    ("gpu", 1, 1, "known: auto"),
+    ("pmap", 1, 2, "tensor=2"),
+    ("mesh", 1, 3, "tensor=3"),
+    ("mesh", 4, 4, "fsdp=4 times parallel.tensor=4"),
+  ],
 )
-def test_refusals(backend: str, fsdp: int, words: str) -> None:
+def test_refusals(backend: str, fsdp: int, tensor: int, words: str) -> None:
   with pytest.raises(UserError, match=words):
-    parallel.make(ConfigDict({"backend": backend, "fsdp": fsdp, "tensor": 1}))
+    parallel.make(ConfigDict({"backend": backend, "fsdp": fsdp, "tensor": tensor}))
 
 
 def test_auto_takes_the_simplest() -> None:
@@ -256,3 +263,14 @@ def test_devices_that_share_layers_share_their_work(file: str) -> None:
     program = run.lower_step(family.step, state, batch).compile().as_text()
     products.append(hlo.flops(hlo.parse(program))[0])
   assert products[1] < 0.6 * products[0]
+
+
+def test_batch_must_divide() -> None:
+  run = parallel.make(ConfigDict({"backend": "pmap", "fsdp": 1, "tensor": 1}))
+  run.check_batch(32, 4)
+  with pytest.raises(UserError, match="multiple of 32"):
+    run.check_batch(16, 4)
+  shared = parallel.make(ConfigDict({"backend": "mesh", "fsdp": 1, "tensor": 2}))
+  shared.check_batch(12)
+  with pytest.raises(UserError, match=r"8 devices / parallel.tensor=2 .*ltiple of 4"):
+    shared.check_batch(6)

@@ -133,6 +133,44 @@ def test_many_bad_steps_stop_the_run(
   assert Checkpoints(tmp_path).latest() == 4
 
 
+def test_the_loop_is_one_step_ahead_of_the_devices(
+  tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """So that a stop is heard in time: each step is begun when all but one are done."""
+  config = load_config("configs/quickstart.py")
+  config.parallel.backend, config.train.steps = "jit", 5
+  config.train.log_every = config.train.checkpoint_every = 5
+  one, begun, done, ahead = parallel.make(config.parallel), [], [], []
+  compiled, wait = parallel.Parallel.compile_step, jax.block_until_ready
+
+  def compile_step(*args):
+    step = compiled(*args)
+
+    def counted(*args):
+      ahead.append(len(begun) - len(done))
+      state, metrics = step(*args)
+      begun.append(metrics)
+      return state, metrics
+
+    counted.memory = step.memory
+    return counted
+
+  def waited(tree):
+    done.extend(m for m in begun if m is tree)
+    return wait(tree)
+
+  monkeypatch.setattr(parallel.Parallel, "compile_step", compile_step)
+  monkeypatch.setattr(jax, "block_until_ready", waited)
+
+  def batches(start: int):
+    for step in range(start, 5):
+      yield random_batch(config, step)
+
+  workdir = open_workdir(str(tmp_path), config)
+  train(config, build.family(config), one, batches, workdir)
+  assert ahead == [0, 1, 1, 1, 1]
+
+
 @pytest.mark.slow
 def test_kill_at_any_moment(tmp_path: Path, flags: tuple[str, ...]) -> None:
   """kill -9 twenty times, half of them during a checkpoint's writing.
