@@ -273,8 +273,8 @@ def make(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Par
   backend, fsdp, tensor = config.backend, config.fsdp, config.tensor
   devices = np.array(jax.devices() if devices is None else devices)
   if backend == "auto":
-    many = "mesh" if fsdp * tensor > 1 else "pmap"
-    backend = many if devices.size > 1 or fsdp * tensor > 1 else "jit"
+    one = "pmap" if devices.size > 1 else "jit"
+    backend = "mesh" if fsdp * tensor > 1 else one
   if backend not in ("jit", "pmap", "mesh"):
     raise unknown("parallel.backend", backend, ("auto", "jit", "pmap", "mesh"))
   if backend == "jit":

@@ -86,7 +86,9 @@ def budget(found: Json) -> str:
 def over(found: Json) -> str:
   """What the table's numbers are of, as to seeds."""
   counts = sorted({len(row["seeds"]) for row in found["rows"]})
-  if counts[-1:] in ([], [1]):
+  if not counts:
+    return ""
+  if counts == [1]:
     return "One seed."
   few = "" if len(counts) == 1 else ", in some rows fewer"
   return f"Mean ± standard deviation over {counts[-1]} seeds{few}."
