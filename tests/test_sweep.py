@@ -10,7 +10,7 @@ from configs import quickstart
 from core import limits
 from core.errors import UserError
 from eval import report
-from eval.report import table
+from eval.report import rows, table
 from pipelines import build, study, sweep, training
 from tests.runs import ABLATIONS, load_config, on, picture_folder, variants
 
@@ -19,6 +19,8 @@ from tests.runs import ABLATIONS, load_config, on, picture_folder, variants
 def test_rows_of_every_table_fit(file: str) -> None:
   """At each scale, and the paper's orderings are of rows that there are."""
   assert variants(file) == ["", "paper", "mini", "tiny"]
+  full, paper = (load_config(file, variant).to_json() for variant in ("", "paper"))
+  assert full == paper
   for variant in variants(file)[1:]:
     config = load_config(file, variant)
     limits.check(config)
@@ -165,6 +167,31 @@ def test_one_seed_has_no_spread(tmp_path: Path) -> None:
   found = table.read(stored(tmp_path / "run", scores))
   verdicts = [own["verdict"] for own in found["orderings"]]
   assert verdicts == [table.ONE_YES, table.BAD, table.BAD, table.OPEN, table.OPEN]
+
+
+@pytest.mark.parametrize(
+  ("score", "metric", "higher"),
+  [
+    ("fd", "FID", False),
+    ("rfd", "rFD-net", False),
+    ("bpd", "bpd", False),
+    ("bpd_iwae", "bpd_iwae", False),
+    ("is", "IS", True),
+    ("recognised", "recognised", True),
+    ("cosine", "cosine", True),
+  ],
+)
+def test_the_better_of_two_rows(score: str, metric: str, higher: bool) -> None:
+  """Of every score that a table orders; equal ones are not the other way."""
+
+  def row(name: str, value: float) -> dict[str, object]:
+    return {"name": name, "scores": {metric: rows.spread([value])}}
+
+  found = [row("a", 2.0), row("b", 1.0), row("c", 2.0)]
+  verdict = lambda *pair: table.judged(found, {}, score, *pair)["verdict"]  # noqa: E731
+  assert verdict("a", "b") == (table.ONE_YES if higher else table.ONE_NO)
+  assert verdict("b", "a") == (table.ONE_NO if higher else table.ONE_YES)
+  assert verdict("a", "c") == table.NEAR
 
 
 def test_a_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

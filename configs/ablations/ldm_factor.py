@@ -31,8 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
   if variant == "mini":
     ablations.short(c, steps=800)
   if variant not in ("mini", "tiny"):
-    c.eval.features = "inception"
-  c.eval.num_images = 0 if variant == "" else c.eval.num_images
+    c.eval.features, c.eval.num_images = "inception", 0
   c.eval.metrics = ("rfd", "psnr")
   rows = {
     name: {"model.widths": widths[name], "vae.latent_channels": channels}

@@ -29,6 +29,7 @@ HIGHER = (
   "psnr",
   "ssim",
   "recognised",
+  "cosine",
 )
 # What is said of an ordering of the paper's.
 YES, NO, NEAR = "reproduced", "the other way", "within the spread"
@@ -121,7 +122,7 @@ def judged(
   sign = -1 if score in HIGHER else 1
   told["difference"] = gap = sign * (b["mean"] - a["mean"])
   if a["std"] is None or b["std"] is None:
-    return told | {"verdict": ONE_YES if gap > 0 else ONE_NO}
+    return told | {"verdict": ONE_YES if gap > 0 else ONE_NO if gap < 0 else NEAR}
   told["error"] = error = math.sqrt(
     sum(s["std"] ** 2 / len(s["values"]) for s in (a, b))
   )
