@@ -100,19 +100,25 @@ def record(config: ConfigDict, workdir: Path, command: Mapping[str, Any]) -> Non
   """
   new = json.loads(config.to_json_best_effort())
   file = workdir / "config.json"
-  if file.exists():
-    old, given = dict(flat(read_json(file))), dict(flat(new))
-    changed = [
-      f"{key}: {old.get(key, 'absent')!r} there, {given.get(key, 'absent')!r} given"
-      for key in sorted(old.keys() | given.keys())
-      if old.get(key) != given.get(key) and not (key in FREE or "parallel." in key)
-    ]
-    if changed:
-      raise UserError(
-        f"{workdir} holds another comparison ({'; '.join(changed[:3])}); give that"
-        " config, or another --workdir."
-      )
-  write_atomic(file, json.dumps(new, indent=2) + "\n")
+  with members.locked(workdir, wait=True):
+    if file.exists():
+      old, given = dict(flat(read_json(file))), dict(flat(new))
+      changed = [
+        f"{key}: {old.get(key, 'absent')!r} there, {given.get(key, 'absent')!r} given"
+        for key in sorted(old.keys() | given.keys())
+        if old.get(key) != given.get(key) and not (key in FREE or "parallel." in key)
+      ]
+      if changed:
+        raise UserError(
+          f"{workdir} holds another comparison ({'; '.join(changed[:3])}); give that"
+          " config, or another --workdir."
+        )
+    write_atomic(file, json.dumps(new, indent=2) + "\n")
+    tell(workdir, command)
+
+
+def tell(workdir: Path, command: Mapping[str, Any]) -> None:
+  """Writes about.json, once."""
   about = workdir / "about.json"
   if not about.exists():
     told = {**command, **surroundings()}
@@ -121,9 +127,6 @@ def record(config: ConfigDict, workdir: Path, command: Mapping[str, Any]) -> Non
 
 def surroundings() -> dict[str, Any]:
   """When, where and with what a comparison was begun."""
-  root = Path(__file__).resolve().parents[1]
-  git = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
-  found = subprocess.run(git, capture_output=True, text=True, check=False)
   device = jax.devices()[0]
   name = device.device_kind
   if device.platform == "cpu":
@@ -136,11 +139,22 @@ def surroundings() -> dict[str, Any]:
     name = f"{cores} {word} of {(named or [platform.machine()])[0]}"
   return {
     "date": datetime.date.today().isoformat(),
-    "commit": found.stdout.strip() or "unknown",
+    "commit": commit(),
     "machine": name,
     "devices": len(jax.devices()),
     "jax": jax.__version__,
   }
+
+
+def commit() -> str:
+  """Of this code, with '-dirty' if it was changed since; 'unknown' without Git."""
+  root = Path(__file__).resolve().parents[1]
+  git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+  try:
+    found = subprocess.run(git, capture_output=True, text=True, check=False)
+  except OSError:  # it is not installed
+    return "unknown"
+  return found.stdout.strip() or "unknown"
 
 
 def members_of(config: ConfigDict, workdir: Path) -> list[Member]:

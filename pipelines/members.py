@@ -60,7 +60,7 @@ def run(
   """
   before = {m.name: failed_at(m) for m in members}
   failed: dict[str, str] = {}
-  left = list(members)
+  left, said = list(members), ""
   while left:
     moved = False
     for member in tuple(left):
@@ -77,8 +77,9 @@ def run(
         with locked(member.workdir) as mine:
           if not mine:
             continue
-          # Another process may have done it, or failed, since the last look.
-          if not done(member) and failed_at(member) == before[member.name]:
+          # Another process may have done it, or failed, since the last look; one that
+          # was killed as it tried again has left no word of the failure before.
+          if not done(member) and failed_at(member) in (0, before[member.name]):
             say(f"member {member.name}")
             if not attempt(member, work):
               return failed
@@ -89,7 +90,9 @@ def run(
         failed[member.name] = str(why)
     if left and not moved:
       names = ", ".join(m.name for m in left)
-      say(f"waiting for what other processes run: {names}")
+      if names != said:
+        say(f"waiting for what other processes run: {names}")
+      said = names
       time.sleep(WAIT)
   return failed
 

@@ -27,7 +27,7 @@ from core.workdir import (
 )
 from eval import report
 from pipelines import members, stages, study, training
-from pipelines.compare import surroundings
+from pipelines.compare import tell
 from pipelines.members import Member
 from pipelines.study import Study
 
@@ -115,10 +115,7 @@ def record(asked: Study, workdir: Path, command: Mapping[str, Any]) -> Study:
       new["seeds"] = sorted({*old["seeds"], *new["seeds"]})
       refuse(changes(old, new), workdir)
     write_atomic(file, json.dumps(new, indent=2, ensure_ascii=False) + "\n")
-    about = workdir / "about.json"
-    if not about.exists():
-      told = {**command, **surroundings()}
-      write_atomic(about, json.dumps(told, indent=2, default=list) + "\n")
+    tell(workdir, command)
   return asked._replace(rows=study.tuples(new["rows"]))
 
 

@@ -1,20 +1,25 @@
 """Comparisons: budgets, members that share a folder, and the report."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 from ml_collections import ConfigDict
 
 from configs import base
-from core import limits
+from core import arrays, limits
 from core.errors import UserError
 from eval import features, report
 from eval.report import page, rows
@@ -117,6 +122,79 @@ def test_two_processes_never_run_the_same_member(
   assert begun == ["b", "a"]
 
 
+def test_what_a_process_died_in_as_it_tried_again_is_taken_over(
+  tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """Its note of the failure before is gone, which is not to say that it is done."""
+  monkeypatch.setattr(members, "WAIT", 0.02)
+  listed = some_members(tmp_path, a="", b="@a")
+  begun = []
+
+  def work(member: Member) -> bool:
+    begun.append(member.name)
+    (member.workdir / "done").touch()
+    return True
+
+  members.note(listed[0], "no such thing")
+  with members.locked(tmp_path / "a"):
+    here = threading.Thread(target=members.run, args=(listed, work, is_done))
+    here.start()
+    here.join(0.2)
+    assert here.is_alive()
+    (tmp_path / "a" / "failed.json").unlink()
+  here.join(10)
+  assert begun == ["a", "b"]
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
+  """Whatever it had begun, and however it ended."""
+  code = (
+    "import sys, time; from pathlib import Path; from pipelines import members\n"
+    "with members.locked(Path(sys.argv[1])) as mine:\n"
+    "  print(mine, flush=True); time.sleep(60)"
+  )
+  call = [sys.executable, "-c", code, str(tmp_path)]
+  with subprocess.Popen(call, stdout=subprocess.PIPE, text=True) as other:
+    assert other.stdout.readline() == "True\n"
+    with members.locked(tmp_path) as mine:
+      assert not mine
+    other.kill()
+  with members.locked(tmp_path) as mine:
+    assert mine
+
+
+def test_two_that_start_at_once_agree_on_the_comparison(
+  tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """The second one reads what the first has written."""
+  config = ConfigDict({"budget": {"amount": 1.0}, "order": ("a",)})
+  inside, go = threading.Event(), threading.Event()
+  real = compare.write_atomic
+
+  def slow(file: Path, text: str) -> None:
+    inside.set()
+    go.wait(10)
+    real(file, text)
+
+  monkeypatch.setattr(compare, "write_atomic", slow)
+  first = threading.Thread(target=compare.record, args=(config, tmp_path, {}))
+  first.start()
+  assert inside.wait(10)
+  other = ConfigDict({"budget": {"amount": 2.0}, "order": ("a",)})
+  with ThreadPoolExecutor() as pool:
+    second = pool.submit(compare.record, other, tmp_path, {})
+    time.sleep(0.1)
+    go.set()
+    with pytest.raises(UserError, match=r"budget.amount: 1.0 there, 2.0 given"):
+      second.result()
+  first.join(10)
+
+
+def test_the_commit_is_unknown_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
+  monkeypatch.setenv("PATH", "")
+  assert compare.commit() == "unknown"
+
+
 @pytest.mark.parametrize("file", COMPARISONS)
 def test_every_family_is_compared_on_the_same_data(file: str) -> None:
   for variant in variants(file):
@@ -177,9 +255,24 @@ def test_what_none_beats() -> None:
   points = [(1, 9, "a"), (2, 5, "b"), (3, 5, "c"), (2, 7, "d"), (9, 1, "e")]
   points = [(float(x), float(y), name) for x, y, name in points]
   assert rows.pareto(points) == ["a", "b", "e"]
+  assert rows.pareto([(0.5, math.inf, "fast"), *points]) == ["a", "b", "e"]
   assert [page.short(n) for n in (0.01234, 12.34, 1234, 1.234e6, 1.234e12)] == [
     "0.0123", "12.3", "1,230", "1.23 M", "1.23e+12",
   ]  # fmt: skip
+
+
+def test_seconds_a_picture_are_of_full_batches(tmp_path: Path) -> None:
+  """The first compiles; the last, of ten pictures, is filled up to fifty."""
+  kept = {"seconds": np.array([9.0, 2.0, 2.0]), "nfe": np.full(110, 4)}
+  arrays.write(tmp_path / "samples" / "eval.npz", **kept)
+  assert rows.sampling(tmp_path, 50) == (0.04, 4.0)
+
+
+def test_a_failure_that_is_tried_again_is_none(tmp_path: Path) -> None:
+  """Another process may take the file away while it is read."""
+  (tmp_path / "a").mkdir()
+  (tmp_path / "a" / "failed.json").symlink_to(tmp_path / "gone.json")
+  assert rows.failures(tmp_path) == {}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """From the folder of a comparison to the numbers of its report."""
 
+import contextlib
 import json
 import math
 import re
@@ -38,7 +39,6 @@ def read(workdir: Path) -> Json:
   config = read_json(workdir / "config.json")
   found = [row(workdir, config, name) for name in config["members"]]
   found = sorted((r for r in found if r), key=lambda r: value(r, "fd"))
-  scored = [r for r in found if "fd" in r["columns"]]
   codecs = [codec(workdir, name) for name in config["codecs"]]
   return {
     "about": read_json(workdir / "about.json"),
@@ -48,7 +48,7 @@ def read(workdir: Path) -> Json:
     "curve": config["curve"],
     "grid": config["sample"]["num_images"],
     "rows": found,
-    "pareto": pareto([(r["sampling"], value(r, "fd"), r["name"]) for r in scored]),
+    "pareto": pareto([(r["sampling"], value(r, "fd"), r["name"]) for r in found]),
     "codecs": [c for c in codecs if c],
     "failed": failures(workdir),
   }
@@ -66,8 +66,8 @@ def row(workdir: Path, config: Json, name: str) -> Json | None:
     s["metric"]: spread([r["value"] for e in evals for r in e if same(r, s)])
     for s in evals[0]
   }
-  timed = [sampling(f) for f in scored.values()]
   own = config["members"][name]
+  timed = [sampling(f, own["eval"]["batch_size"]) for f in scored.values()]
   paid = plan["codec"]["flops"] if "codec" in plan else 0.0
   family = own["family"]
   return {
@@ -142,13 +142,13 @@ def alignments(evals: Sequence[Sequence[Json]]) -> dict[str, dict[str, Json]]:
   return {m: {k: spread(v) for k, v in own.items()} for m, own in found.items()}
 
 
-def sampling(folder: Path) -> tuple[float, float]:
-  """Seconds and network evaluations a picture, without the batch that compiles."""
+def sampling(folder: Path, size: int) -> tuple[float, float]:
+  """Seconds and network evaluations a picture, without the batch that compiles.
+
+  All batches take as long as `size` pictures, for the last one is filled up to that.
+  """
   kept = arrays.read(folder / "samples" / "eval.npz", "seconds", "nfe")
-  batches = kept["seconds"]
-  size = -(-len(kept["nfe"]) // len(batches))
-  full = batches[1:-1] if len(batches) > 2 else batches[1:]
-  return float(np.median(full)) / size, float(np.mean(kept["nfe"]))
+  return float(np.median(kept["seconds"][1:])) / size, float(np.mean(kept["nfe"]))
 
 
 def sampler(own: Json) -> str:
@@ -191,11 +191,15 @@ def curve(folders: Sequence[Path], steps: int) -> list[Json]:
 
 
 def pareto(points: Sequence[tuple[float, float, str]]) -> list[str]:
-  """The names that no other beats in both numbers, of which less is better."""
+  """The names that no other beats in both numbers, of which less is better.
+
+  Nobody knows it of one without a finite number.
+  """
   return [
     name
     for x, y, name in sorted(points)
-    if not any(a <= x and b <= y and (a, b) != (x, y) for a, b, _ in points)
+    if math.isfinite(y)
+    and not any(a <= x and b <= y and (a, b) != (x, y) for a, b, _ in points)
   ]
 
 
@@ -211,8 +215,11 @@ def codec(workdir: Path, name: str) -> Json | None:
 
 def failures(workdir: Path) -> dict[str, str]:
   """Name -> why a member's last attempt failed."""
-  files = sorted(workdir.glob("*/failed.json"))
-  return {file.parent.name: read_json(file)["error"] for file in files}
+  found = {}
+  for file in sorted(workdir.glob("*/failed.json")):
+    with contextlib.suppress(FileNotFoundError):  # another process tries it again
+      found[file.parent.name] = read_json(file)["error"]
+  return found
 
 
 def command(workdir: Path, config: Json, name: str, plan: Json) -> str:
