@@ -1,6 +1,6 @@
 # make quickstart   install, train on small pictures, draw from prompts
 # make test         lint, layers, fast tests
-# make compare      every family under one budget, some three hours; goes on if stopped
+# make compare      every family under one budget, some hours; goes on if stopped
 # make parity       compare with PyTorch, in an environment of its own
 # make pairs        install Apache Beam apart, and test the preparation of shards
 # make slow         the tests that take minutes

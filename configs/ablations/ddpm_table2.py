@@ -2,7 +2,8 @@
 
 Ho et al. 2020 (arXiv:2006.11239), FID on CIFAR-10: to predict the mean, L with a
 learned variance 23.69, fixed 13.22; to predict eps, L 13.51, L_simple 3.17. Here a mean
-is told by a prediction of the clean picture, and L is weighted as the bound.
+is told by a prediction of the clean picture, L is weighted as the bound, and a learned
+variance lies between the posterior's and beta_t, as in iDDPM; theirs is any diagonal.
 
 Variants: see `configs/ablations/__init__.py`.
 """

@@ -2,7 +2,8 @@
 
 Li et al. 2024 (arXiv:2406.11838), FID on ImageNet-256 without guidance: one token after
 the other 19.58, bidirectional attention and a random order 8.75, the same with the
-diffusion loss 3.43. Their rows between these are not here. In :tiny there is no codec.
+diffusion loss 3.43. Their rows between these are not here. The masked rows here draw
+several tokens at once, in `sample.steps`. In :tiny there is no codec.
 
 Variants: see `configs/ablations/__init__.py`; :paper reads runs/vqgan and
 runs/stable_diffusion_autoencoder.
