@@ -29,6 +29,7 @@ def make(config: ConfigDict, spec: Spec, **parts: Any) -> Family:
       " vae.vae, or set family to it."
     )
   checks.refuse(config, "gan", generator="dcgan", path_length=0.0)
+  checks.refuse(config, "sample", truncation=0.0)
   spectral.refuse_both(config)
   own = ConfigDict(config.to_dict())
   own.family = name

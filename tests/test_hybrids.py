@@ -164,8 +164,9 @@ def test_denoising_diffusion_gan_draws_in_so_many_steps(steps):
     assert np.abs(played.fakes).max() <= 1
 
 
-def test_sampling_that_it_does_not_do_is_refused():
-  config = config_of("ddgan")
+@pytest.mark.parametrize("file", ["ddgan", "vae_gan", "vqgan", "flow_gan"])
+def test_sampling_that_it_does_not_do_is_refused(file):
+  config = config_of(file)
   config.sample.truncation = 0.5
   with pytest.raises(UserError, match="no use for sample.truncation"):
     made(config)
