@@ -64,22 +64,22 @@ def run(
   while left:
     moved = False
     for member in tuple(left):
-      others = [m.name for m in members if m.workdir.name in needs(member)]
-      lost = [name for name in others if name in failed]
-      ready = not any(m.name in others for m in left)
-      if done(member):
-        pass
-      elif lost:
-        note(member, f"it needs {lost[0]}, which failed")
-      elif not ready:
-        continue
-      else:
+      others = [m for m in members if m.workdir.name in needs(member)]
+      # Another process may have tried again, with more luck.
+      lost = [m.name for m in others if m.name in failed and not done(m)]
+      waiting = {m.name for m in left}.intersection(m.name for m in others)
+      if not done(member):
+        if waiting and not lost:
+          continue
         with locked(member.workdir) as mine:
           if not mine:
             continue
           # Another process may have done it, or failed, since the last look; one that
           # was killed as it tried again has left no word of the failure before.
-          if not done(member) and failed_at(member) in (0, before[member.name]):
+          fresh = not done(member) and failed_at(member) in (0, before[member.name])
+          if fresh and lost:
+            note(member, f"it needs {lost[0]}, which failed")
+          elif fresh:
             say(f"member {member.name}")
             if not attempt(member, work):
               return failed

@@ -146,6 +146,25 @@ def test_what_a_process_died_in_as_it_tried_again_is_taken_over(
   assert begun == ["a", "b"]
 
 
+def test_what_another_process_has_made_good_is_no_failure(tmp_path: Path) -> None:
+  """Here a failed, elsewhere it was tried again; what comes after it is run."""
+  listed = some_members(tmp_path, a="", b="", c="@a")
+  begun = []
+
+  def work(member: Member) -> bool:
+    begun.append(member.name)
+    if member.name == "a":
+      raise ValueError("no such thing")
+    if member.name == "b":
+      (tmp_path / "a" / "failed.json").unlink()
+      (tmp_path / "a" / "done").touch()
+    (member.workdir / "done").touch()
+    return True
+
+  assert list(members.run(listed, work, is_done)) == ["a"]
+  assert begun == ["a", "b", "c"]
+
+
 def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
   """Whatever it had begun, and however it ended."""
   code = (
