@@ -235,7 +235,9 @@ def check(
   faults = [r for r in results if isinstance(r, UserError)]
   if faults:
     more = f" ({len(faults) - 1} more like this.)" if len(faults) > 1 else ""
-    raise UserError(f"{faults[0]}{more}")
+    # The smallest picture: its size is one that fits all.
+    worst = min(faults, key=lambda fault: getattr(fault, "side", 0))
+    raise UserError(f"{worst}{more}")
   pairs = list(zip(files, results, strict=True))
   bad = [file for file, result in pairs if isinstance(result, images.Unreadable)]
   if bad:

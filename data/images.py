@@ -16,6 +16,14 @@ class Unreadable(Exception):
   """The bytes are not a whole picture."""
 
 
+class TooSmall(UserError):
+  """A picture whose shorter side, `side`, is less than data.size."""
+
+  def __init__(self, message: str, side: int):
+    super().__init__(message)
+    self.side = side
+
+
 def decode(file: bytes | str | PathLike, size: int = 0) -> Image.Image:
   """A picture from its bytes or path, upright, as mode L or RGB.
 
@@ -58,13 +66,15 @@ def fit(
   nothing but grey.
 
   Raises:
-    UserError: the picture is smaller than `size`, or coloured and `channels` 1.
+    TooSmall: the picture is smaller than `size`.
+    UserError: it is coloured, and `channels` 1.
   """
   short = min(image.size)
   if short < size:
-    raise UserError(
+    raise TooSmall(
       f"{where} is {image.width}x{image.height} pixels, smaller than data.size "
-      f"{size}: set data.size to {short} or less, or remove the image."
+      f"{size}: set data.size to {short} or less, or remove the image.",
+      short,
     )
   if short > size:
     wide = (round(image.width * size / short), round(image.height * size / short))

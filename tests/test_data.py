@@ -542,6 +542,15 @@ def fashion(root, **changes):
   return settings(**config | changes)
 
 
+def test_of_small_pictures_the_smallest_is_told(tmp_path):
+  """So that what is said to do is enough for all of them."""
+  folder(tmp_path, 2)
+  Image.new("RGB", (12, 9)).save(tmp_path / "small.png")
+  config = settings(name="folder", path=str(tmp_path), size=17)
+  with pytest.raises(UserError, match=r"small.png .* to 9 or less.*2 more"):
+    source.load(config, "all")
+
+
 def test_fashion_mnist_from_idx_files(idx_files):
   sizes = [len(source.load(fashion(idx_files), s)) for s in fashion_mnist.SPLITS]
   assert sizes == [10, 5000, 7]
