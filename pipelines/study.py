@@ -76,7 +76,8 @@ def of_flags(config: ConfigDict, flags: Sequence[str]) -> Study:
   """The rows that --sweep flags ask for, in all combinations.
 
   Raises:
-    UserError: an unknown field, a value of another type, a damaged file.
+    UserError: an unknown field, a value of another type, two rows of one name, a
+      damaged file.
   """
   parts = [list(listed(config, flag)) for flag in flags]
   rows, seeds = {}, []
@@ -88,7 +89,12 @@ def of_flags(config: ConfigDict, flags: Sequence[str]) -> Study:
       fields |= own
     seed = fields.pop("seed", config.seed)
     seeds += [] if seed in seeds else [seed]
-    rows[named([name for name, _ in chosen if name])] = fields
+    name = named([name for name, _ in chosen if name])
+    if rows.setdefault(name, fields) != fields:
+      raise UserError(
+        f"--sweep has two rows called {name!r}, {rows[name]} and {fields}: give each a"
+        ' "name" in a FILE.json.'
+      )
   check_seeds(seeds)
   return Study(config, rows, tuple(rows), seeds, {}, {}, (), "")
 
