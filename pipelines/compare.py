@@ -207,20 +207,26 @@ def do(config: ConfigDict, workdir: Path, member: Member) -> bool:
   own = resolved(member.config, member.workdir)
   plan = planned(config, workdir, member, own)
   codec = kind(member) == member.name
-  steps = plan["steps"]
+  steps, path = plan["steps"], str(member.workdir)
+  ready = None if codec else scored(config, own, plan)
   if stages.trained_steps(member.workdir) < steps:
     metrics = () if codec else ("kid",)
-    training.train(fitted(config, own, steps, metrics), str(member.workdir))
+    training.train(fitted(config, own, steps, metrics), path, ready)
     if stages.trained_steps(member.workdir) < steps:
       return False
-  if not codec:
-    bits = ("bpd",) if plan["likelihood"] else ()
-    judged = ("clip",) if own.eval.clip and own.text.encoder != "none" else ()
-    ready = fitted(config, own, steps, ())
-    ready.eval.num_images = config.eval.num_images
-    ready.eval.metrics = (*config.eval.metrics, *bits, *judged)
-    training.score(ready, str(member.workdir), show=False)
+  if ready is not None:
+    training.score(ready, path, show=False)
   return True
+
+
+def scored(config: ConfigDict, own: ConfigDict, plan: Mapping[str, Any]) -> ConfigDict:
+  """The config that a trained member is scored with."""
+  bits = ("bpd",) if plan["likelihood"] else ()
+  judged = ("clip",) if own.eval.clip and own.text.encoder != "none" else ()
+  ready = fitted(config, own, plan["steps"], ())
+  ready.eval.num_images = config.eval.num_images
+  ready.eval.metrics = (*config.eval.metrics, *bits, *judged)
+  return ready
 
 
 def planned(

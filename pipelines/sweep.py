@@ -211,7 +211,8 @@ def do(asked: Study, member: Member) -> bool:
   elif stages.trained_steps(member.workdir) < own.train.steps:
     if own.text.encoder == "frozen":
       training.prepare(own)
-    training.train(own, path)
+    ready = None if member.name in asked.shared else own.copy_and_resolve_references()
+    training.train(own, path, ready)
     if stages.trained_steps(member.workdir) < own.train.steps:
       return False
   if member.name not in asked.shared:

@@ -1,15 +1,18 @@
 """One run from its config: prepared, trained, and scored."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from core import parallel, snapshots
+from core.family import Family
 from core.train import Hook
 from core.train import train as run_training
 from core.workdir import check_workdir, open_workdir
 from data import source
+from data.dataset import Dataset
 from eval.evaluate import Scorer, in_training, usual
 from pipelines import build, draw, inputs, system, texts
 
@@ -23,8 +26,12 @@ def prepare(config: ConfigDict, path: str = "") -> None:
   inputs.encode_splits(config, load)
 
 
-def train(config: ConfigDict, path: str) -> None:
-  """Trains; writes a grid of samples and scores at their cadence."""
+def train(config: ConfigDict, path: str, scored: ConfigDict | None = None) -> None:
+  """Trains; writes a grid of samples and scores at their cadence.
+
+  With `scored`, what `score` would refuse of that config is refused before the first
+  step.
+  """
   config.sample.guide = ""  # what is drawn in training is the model's own
   family = build.family(config, **build.teacher(config, Path(path)))
   run = parallel.make(config.parallel)
@@ -39,6 +46,8 @@ def train(config: ConfigDict, path: str) -> None:
   grid = draw.preview(config, family, run, lambda: held_out, folder)
   metrics = tuple(config.eval.train_metrics) or in_training(config, family)
   scorer = Scorer(config, family, run, Path(path), metrics, load)
+  if scored is not None:
+    Scorer(scored, family, run, Path(path), asked(scored, family, load), load)
   workdir = open_workdir(path, config)
   build.pin(config, workdir)
   inputs.encode_splits(config, load)
@@ -55,5 +64,12 @@ def score(config: ConfigDict, path: str, show: bool = True) -> None:
   """Scores the newest EMA weights; writes eval.json, and prints it with `show`."""
   config, family, run, state = system.opened(config, path)
   load = functools.cache(functools.partial(source.load, config.data))
-  metrics = tuple(config.eval.metrics) or usual(config, family, load)
+  metrics = asked(config, family, load)
   Scorer(config, family, run, Path(path), metrics, load).write(state, show)
+
+
+def asked(
+  config: ConfigDict, family: Family, load: Callable[[str], Dataset]
+) -> tuple[str, ...]:
+  """What a run is scored by."""
+  return tuple(config.eval.metrics) or usual(config, family, load)

@@ -223,9 +223,9 @@ def test_a_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
   trained = []
   real = training.train
 
-  def train(own: ConfigDict, path: str) -> None:
+  def train(own: ConfigDict, path: str, scored: ConfigDict | None) -> None:
     trained.append(Path(path).name)
-    real(own, path)
+    real(own, path, scored)
 
   monkeypatch.setattr(training, "train", train)
   path, told = tmp_path / "run", {"config": "mixture.py", "overrides": {}}
@@ -255,6 +255,11 @@ def test_a_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
   # What is done is passed over.
   assert list(run(str(rows))) == ["bad-0"]
   assert trained == ["num_images=8-0", "bad-0", "bad-0"]
+  # A score that can't be had is refused before the training that it is of.
+  flags = ('eval.metrics=("memorisation",)', "optim.b2=0.5")
+  failed = run(*flags)
+  assert "memorisation needs" in failed["metrics=memorisation,b2=0.5-0"]
+  assert not (path / "metrics=memorisation,b2=0.5-0" / "metrics.jsonl").exists()
   other = config.copy_and_resolve_references()
   other.optim.b1 = 0.5
   with pytest.raises(UserError, match="holds another sweep .base.optim.b1"):
