@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from core.errors import UserError
 from core.workdir import read_json
 from eval.report.page import short
 from eval.report.rows import OTHERS, failures, spread, trained_seconds
@@ -42,8 +43,13 @@ def read(workdir: Path) -> Json:
   """All that the table says.
 
   Raises:
-    UserError: a file is damaged.
+    UserError: a file is damaged or missing.
   """
+  if not (workdir / "about.json").exists():
+    raise UserError(
+      f"{workdir} has no about.json: give the whole folder of the sweep, or start it"
+      " again with --mode=sweep."
+    )
   config = read_json(workdir / "config.json")
   rows = [row(workdir, config, name) for name in config["rows"]]
   return {
