@@ -9,7 +9,6 @@ from ml_collections import ConfigDict, config_flags
 
 from core import cli, hosts, parallel
 from core.errors import UserError
-from core.log import say
 from data import source
 from eval import report
 from pipelines import (
@@ -43,7 +42,11 @@ def sample(config: ConfigDict, path: str) -> None:
 
 
 def side_by_side(config: ConfigDict, path: str) -> None:
-  """Trains and scores the runs of a comparison or a sweep; writes its report."""
+  """Trains and scores the runs of a comparison or a sweep; writes its report.
+
+  Raises:
+    UserError: some failed, each with a sentence of its own before.
+  """
   command = {
     "config": config_flags.get_config_filename(FLAGS["config"]),
     "overrides": config_flags.get_override_values(FLAGS["config"]),
@@ -55,7 +58,7 @@ def side_by_side(config: ConfigDict, path: str) -> None:
   for file in report.write(Path(path)):
     print(file)
   if failed:
-    say(f"failed: {', '.join(failed)}; the same command tries them again")
+    raise UserError(f"failed: {', '.join(failed)}; the same command tries them again.")
 
 
 MODES = {

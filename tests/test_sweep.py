@@ -12,7 +12,15 @@ from core.errors import UserError
 from eval import report
 from eval.report import rows, table
 from pipelines import build, study, sweep, training
-from tests.runs import ABLATIONS, load_config, on, picture_folder, variants
+from tests.runs import (
+  ABLATIONS,
+  command,
+  load_config,
+  on,
+  picture_folder,
+  run,
+  variants,
+)
 
 
 @pytest.mark.parametrize("file", ABLATIONS)
@@ -182,6 +190,23 @@ def test_orderings_are_judged_by_the_spread_over_seeds(tmp_path: Path) -> None:
   assert [file.read_bytes() for file in files] == before
 
 
+def test_a_report_of_half_a_folder_is_refused(tmp_path: Path) -> None:
+  path = stored(tmp_path / "run", {})
+  (path / "about.json").unlink()
+  with pytest.raises(UserError, match="has no about.json"):
+    report.write(path)
+
+
+def test_a_row_that_fails_is_told_by_the_exit_status(tmp_path: Path) -> None:
+  """And its sentence stands in the table."""
+  flags = ("--mode=sweep", "--sweep=model.net=unicorn")
+  done = run(command(tmp_path / "run", *flags))
+  assert done.returncode == 2
+  assert "taolu: failed: net=unicorn-0; the same" in done.stderr.splitlines()[-1]
+  text = (tmp_path / "run" / "table.md").read_text()
+  assert "net=unicorn-0 failed: " in text
+
+
 def test_one_seed_has_no_spread(tmp_path: Path) -> None:
   scores = {"a": {"FD-net": [2.0]}, "b": {"FD-net": [1.0]}, "c": {"FD-net": [None]}}
   found = table.read(stored(tmp_path / "run", scores))
@@ -230,14 +255,14 @@ def test_a_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
   monkeypatch.setattr(training, "train", train)
   path, told = tmp_path / "run", {"config": "mixture.py", "overrides": {}}
 
-  def run(*flags: str, own: ConfigDict = config) -> dict[str, str]:
+  def swept(*flags: str, own: ConfigDict = config) -> dict[str, str]:
     return sweep.run(own, str(path), told, flags)
 
-  assert run("eval.num_images=8") == {}
+  assert swept("eval.num_images=8") == {}
   rows = tmp_path / "rows.json"
   bad = {"name": "bad", "data.name": "unicorns"}
   rows.write_text(json.dumps([bad, {"name": "more", "eval.num_images": 16}]))
-  failed = run(str(rows))
+  failed = swept(str(rows))
   assert list(failed) == ["bad-0"]
   assert "unicorns" in failed["bad-0"]
   assert trained == ["num_images=8-0", "bad-0"]
@@ -253,14 +278,14 @@ def test_a_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
       assert row["scores"]["bpd"]["values"] == values
   assert "bad-0 failed: " in (path / "table.md").read_text()
   # What is done is passed over.
-  assert list(run(str(rows))) == ["bad-0"]
+  assert list(swept(str(rows))) == ["bad-0"]
   assert trained == ["num_images=8-0", "bad-0", "bad-0"]
   # A score that can't be had is refused before the training that it is of.
   flags = ('eval.metrics=("memorisation",)', "optim.b2=0.5")
-  failed = run(*flags)
+  failed = swept(*flags)
   assert "memorisation needs" in failed["metrics=memorisation,b2=0.5-0"]
   assert not (path / "metrics=memorisation,b2=0.5-0" / "metrics.jsonl").exists()
   other = config.copy_and_resolve_references()
   other.optim.b1 = 0.5
   with pytest.raises(UserError, match="holds another sweep .base.optim.b1"):
-    run("eval.num_images=8", own=other)
+    swept("eval.num_images=8", own=other)
