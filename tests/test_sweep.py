@@ -103,19 +103,19 @@ def test_a_flag_that_does_not_fit_is_refused(flag: str, message: str) -> None:
 def test_no_row_is_lost_to_another_of_its_name(tmp_path: Path) -> None:
   """Names have the last word of a field alone, 120 letters at most."""
   base, file = quickstart.get_config("tiny"), tmp_path / "rows.json"
-  for rows in (
+  for told in (
     [{"model.dim": 8}, {"text.dim": 8}],
     [{"name": "a", "model.dim": 8}, {"name": "a", "model.dim": 16}],
     [{"name": 130 * "a", "model.dim": 8}, {"name": 120 * "a"}],
   ):
-    file.write_text(json.dumps(rows))
+    file.write_text(json.dumps(told))
     with pytest.raises(UserError, match="two rows called"):
       study.of_flags(base, [str(file)])
   with pytest.raises(UserError, match="two rows called 'match=a_b'"):
     study.of_flags(base, ["data.match=a|b,a_b"])
   # A row with two seeds is one row.
-  rows = [{"name": "a", "seed": 0}, {"name": "a", "seed": 1}]
-  file.write_text(json.dumps(rows))
+  told = [{"name": "a", "seed": 0}, {"name": "a", "seed": 1}]
+  file.write_text(json.dumps(told))
   found = study.of_flags(base, [str(file)])
   assert (found.rows, found.seeds) == ({"a": {}}, [0, 1])
 
