@@ -1,8 +1,11 @@
 """Set before JAX starts: simulated devices, the compilation cache, checked shapes."""
 
+import functools
 import gc
+import math
 import os
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,9 +26,15 @@ os.environ.setdefault("TAOLU_CACHE", str(ROOT / ".cache" / "taolu"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import optax  # noqa: E402
 import pytest  # noqa: E402
 from flax import struct  # noqa: E402
+from jax import Array  # noqa: E402
+from jax._src.nn import initializers  # noqa: E402
+from jax.typing import DTypeLike  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
+from ml_collections import ConfigDict  # noqa: E402
 
 # JAX makes pytrees of shardings, axis numbers or one example's part, so the fields of
 # a PyTreeNode cannot be checked whenever one is made.
@@ -53,3 +62,38 @@ def programs_are_let_go(request: pytest.FixtureRequest) -> Iterator[None]:
       value.cache_clear()
   jax.clear_caches()
   gc.collect()
+
+
+def waves(key: Array, shape: Sequence[int], dtype: DTypeLike = float, **_) -> Array:
+  """Numbers of mean 0 and variance 1 without a pattern, the same for any key."""
+  angles = jnp.arange(math.prod(shape), dtype=jnp.float32) ** 2
+  return (math.sqrt(2) * jnp.sin(angles)).astype(dtype).reshape(shape)
+
+
+@pytest.fixture(scope="module")
+def quick_to_compile() -> Iterator[None]:
+  """Weights start from `waves`, and Adam sees them as one vector.
+
+  For files whose subject is neither: drawing and updating each array is half of what
+  XLA compiles of a small network. There is no public way to what initializers draw.
+  """
+  drawn = dict(vars(jax.random))
+  drawn["normal"] = waves
+  drawn["truncated_normal"] = lambda key, low, high, *args, **_: waves(key, *args)
+  drawn["uniform"] = lambda key, shape, dtype, low=0.0, high=1.0, **_: (
+    low + (high - low) * (0.5 + waves(key, shape, dtype) / 2.9)
+  )
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(initializers, "random", types.SimpleNamespace(**drawn))
+    # Imported here: the hook above must see all our modules first.
+    from core import optim
+
+    patch.setattr(optim, "make", functools.partial(as_one_vector, optim.make))
+    yield
+
+
+def as_one_vector(
+  make: Callable, config: ConfigDict, steps: int
+) -> optax.GradientTransformation:
+  tx = make(config, steps)
+  return tx if config.weight_decay else optax.flatten(tx)  # decay goes by names

@@ -1,22 +1,14 @@
 """Every config keeps the contract of core/family.py at its :tiny size."""
 
 import functools
-import math
-import types
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from jax import Array
-from jax._src.nn import initializers
-from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
-from core import optim, parallel
+from core import parallel
 from core.checkpoint import Checkpoints
 from core.family import Family, Spec, State
 from core.family import make as make_family
@@ -32,38 +24,7 @@ from tests.runs import (
 )
 
 SEED = jax.random.key(0)
-
-
-def waves(key: Array, shape: Sequence[int], dtype: DTypeLike = float, **_) -> Array:
-  """Numbers of mean 0 and variance 1 without a pattern, the same for any key."""
-  angles = jnp.arange(math.prod(shape), dtype=jnp.float32) ** 2
-  return (math.sqrt(2) * jnp.sin(angles)).astype(dtype).reshape(shape)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_to_compile() -> Iterator[None]:
-  """Weights start from `waves`, and Adam sees them as one vector.
-
-  Drawing and updating each array would be half of what XLA compiles, and is tested
-  elsewhere. There is no public way to the numbers that initializers draw.
-  """
-  drawn = dict(vars(jax.random))
-  drawn["normal"] = waves
-  drawn["truncated_normal"] = lambda key, low, high, *args, **_: waves(key, *args)
-  drawn["uniform"] = lambda key, shape, dtype, low=0.0, high=1.0, **_: (
-    low + (high - low) * (0.5 + waves(key, shape, dtype) / 2.9)
-  )
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(initializers, "random", types.SimpleNamespace(**drawn))
-    patch.setattr(optim, "make", functools.partial(as_one_vector, optim.make))
-    yield
-
-
-def as_one_vector(
-  make: Callable, config: ConfigDict, steps: int
-) -> optax.GradientTransformation:
-  tx = make(config, steps)
-  return tx if config.weight_decay else optax.flatten(tx)  # decay goes by names
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from pipelines import sample
 from tests.runs import largest_difference, load_config, random_batch
 
 KEY = jax.random.key(0)
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 # Each architecture with a critic of its own, and those that batch norm keeps apart.
 NETWORKS = {
   "dcgan": {"generator": "dcgan", "critic": "dcgan", "norm": False},
@@ -244,8 +245,15 @@ def trained(name: str, backend: str):
   return jax.device_get((state, metrics))
 
 
-@pytest.mark.parametrize("backend", ["pmap", "mesh"])
-@pytest.mark.parametrize("name", CUT)
+@pytest.mark.parametrize(
+  ("name", "backend"),
+  [
+    ("batch_norm", "pmap"),
+    ("batch_norm", "mesh"),
+    ("styles", "pmap"),
+    pytest.param("styles", "mesh", marks=pytest.mark.slow),
+  ],
+)
 def test_eight_devices_equal_one(name, backend):
   (alone, told), (state, metrics) = trained(name, "jit"), trained(name, backend)
   assert largest_difference(alone, state) < 2e-5

@@ -15,6 +15,7 @@ from gan import ddgan
 from tests.runs import load_config, random_batch
 
 KEY = jax.random.key(0)
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 def config_of(file: str, **fields: object):
@@ -35,7 +36,12 @@ def plain(config):
 
 
 @pytest.mark.parametrize(
-  "file", [pytest.param("vae_gan", marks=pytest.mark.slow), "vqgan", "flow_gan"]
+  "file",
+  [
+    "vqgan",
+    pytest.param("vae_gan", marks=pytest.mark.slow),
+    pytest.param("flow_gan", marks=pytest.mark.slow),
+  ],
 )
 def test_without_weight_a_hybrid_trains_as_its_family(file):
   config = config_of(file, weight=0.0, adaptive=False)
