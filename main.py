@@ -10,7 +10,6 @@ from ml_collections import ConfigDict, config_flags
 from core import cli, hosts, parallel
 from core.errors import UserError
 from data import source
-from eval import report
 from pipelines import (
   compare,
   draw,
@@ -47,6 +46,8 @@ def side_by_side(config: ConfigDict, path: str) -> None:
   Raises:
     UserError: some failed, each with a sentence of its own before.
   """
+  from eval import report  # here, since only these modes wait for matplotlib
+
   command = {
     "config": config_flags.get_config_filename(FLAGS["config"]),
     "overrides": config_flags.get_override_values(FLAGS["config"]),

@@ -147,7 +147,11 @@ def two_processes(workdir: Path, *flags: str) -> list[subprocess.Popen]:
   ]
 
 
-@pytest.mark.parametrize(("backend", "fsdp"), [("auto", 1), ("mesh", 2)])
+# tests/test_faults.py has a mesh of four processes.
+@pytest.mark.parametrize(
+  ("backend", "fsdp"),
+  [("auto", 1), pytest.param("mesh", 2, marks=pytest.mark.slow)],
+)
 def test_two_processes_equal_one(tmp_path, backend: str, fsdp: int) -> None:
   """Two gloo processes of two devices against one process of four."""
   flags = (
@@ -249,7 +253,10 @@ def test_without_tensor_kernels_are_cut_along_their_inputs() -> None:
     assert parallel.place(ways, layer, "kernel", (64, 32)) == cut
 
 
-@pytest.mark.parametrize("file", ["quickstart", "autoregressive/decoder"])
+@pytest.mark.parametrize(
+  "file",
+  [pytest.param("quickstart", marks=pytest.mark.slow), "autoregressive/decoder"],
+)
 def test_devices_that_share_layers_share_their_work(file: str) -> None:
   """Each of two has little more than half of the products of a transformer."""
   config = load_config(f"configs/{file}.py")
