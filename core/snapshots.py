@@ -53,12 +53,17 @@ def reconstruct(config: ConfigDict, workdir: Path, state: State, std: float) -> 
 
   Raises:
     UserError: the run tracks no power averages, or kept too few; a snapshot is
-      damaged.
+      damaged; the network has moments, which are averaged over one length only.
   """
   if config.optim.ema != "power":
     raise UserError(
       f"sample.ema_std={std} needs a run with optim.ema='power', and {workdir} has"
       f" optim.ema={config.optim.ema!r}; leave it out, or train a new one."
+    )
+  if state.extra.get("tracked", {}).get("batch_stats"):
+    raise UserError(
+      f"sample.ema_std={std} makes new weights, and the moments that {config.family}"
+      " normalises with belong to those of the first optim.ema_std; leave it out."
     )
   folder, step, now = workdir / "ema", int(state.step), int(updates_done(state))
   # By the number of updates: between skipped steps the averages are the same.

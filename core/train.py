@@ -166,8 +166,8 @@ def report(
   if in_a_row >= limit:
     raise UserError(
       f"the loss or its gradient was not finite in the last {in_a_row} steps before"
-      f" step {step}; start again in a new workdir with a lower optim.learning_rate or"
-      " with optim.grad_clip."
+      f" step {step}; start again in a new workdir with a lower optim.learning_rate"
+      " (and gan.learning_rate, if the config has one) or with optim.grad_clip."
     )
   return values
 

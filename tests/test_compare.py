@@ -388,6 +388,20 @@ def test_the_report_is_made_of_its_folder(compared: tuple, tmp_path: Path) -> No
   assert "--config.data.languages=\"('en','zh')\"" in row["command"]
 
 
+@pytest.mark.parametrize(
+  "name", ["metrics.jsonl", "samples/eval.npz", "../plans/{}/plan.json"]
+)
+def test_a_file_that_is_absent_is_named(
+  compared: tuple, tmp_path: Path, name: str
+) -> None:
+  folder = Path(shutil.copytree(compared[1], tmp_path / "copy"))
+  scored = next(folder.glob("*/eval.json")).parent
+  place = scored / name.format(scored.name.rpartition("-")[0])
+  place.resolve().unlink()
+  with pytest.raises(UserError, match=rf"{place.name} is absent, of which the report"):
+    report.write(folder)
+
+
 def test_it_goes_on_and_refuses_another_comparison(
   compared: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -355,6 +355,9 @@ def test_what_cannot_be_reconstructed(whole, tmp_path):
   (tmp_path / "ema" / "4.npz").write_bytes(b"torn")
   with pytest.raises(UserError, match=r"4\.npz is damaged .*; delete it"):
     snapshots.reconstruct(config, tmp_path, state, 0.15)
+  moments = state.replace(extra=state.extra | {"tracked": {"batch_stats": {"mean": 0}}})
+  with pytest.raises(UserError, match="moments that .* belong to those of the first"):
+    snapshots.reconstruct(config, whole, moments, 0.15)
   config.optim.ema = "warmup"
   with pytest.raises(UserError, match="a run with optim.ema='power', and .*'warmup'"):
     snapshots.reconstruct(config, whole, state, 0.15)

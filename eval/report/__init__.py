@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from core.errors import UserError
 from core.workdir import read_json, write_atomic
 from eval.report import page, rows, table
 
@@ -13,26 +14,38 @@ def write(workdir: Path) -> list[Path]:
   Of a sweep table.json and table.md.
 
   Raises:
-    UserError: the folder holds neither, a file is damaged or can't be written.
+    UserError: the folder holds neither, a file is absent, damaged or can't be written.
   """
   file = workdir / "config.json"
-  if file.exists() and "rows" in read_json(file):
-    return of_sweep(workdir)
-  found = rows.read(workdir)
-  files = {
-    "leaderboard.json": json.dumps(found, indent=2, ensure_ascii=False) + "\n",
-    "leaderboard.md": page.markdown(found),
-    "report.html": page.html(found, workdir),
-  }
+  try:
+    swept = file.exists() and "rows" in read_json(file)
+    files = of_sweep(workdir) if swept else of_comparison(workdir)
+  except FileNotFoundError as error:
+    raise UserError(
+      f"{error.filename} is absent, of which the report is made; put it back, or let"
+      " its run be done again in a new --workdir."
+    ) from error
   for name, text in files.items():
     write_atomic(workdir / name, text)
   return [workdir / name for name in files]
 
 
-def of_sweep(workdir: Path) -> list[Path]:
-  """Writes table.json and table.md."""
+def of_comparison(workdir: Path) -> dict[str, str]:
+  """The files of its report: name -> text."""
+  found = rows.read(workdir)
+  return {
+    "leaderboard.json": as_json(found),
+    "leaderboard.md": page.markdown(found),
+    "report.html": page.html(found, workdir),
+  }
+
+
+def of_sweep(workdir: Path) -> dict[str, str]:
+  """The files of its table: name -> text."""
   found = table.read(workdir)
-  text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
-  write_atomic(workdir / "table.json", text)
-  write_atomic(workdir / "table.md", table.markdown(found))
-  return [workdir / "table.json", workdir / "table.md"]
+  return {"table.json": as_json(found), "table.md": table.markdown(found)}
+
+
+def as_json(found: rows.Json) -> str:
+  """Text that people can read too."""
+  return json.dumps(found, indent=2, ensure_ascii=False) + "\n"

@@ -90,7 +90,7 @@ def row(workdir: Path, config: Json, name: str) -> Json | None:
     "alignment": alignments(evals),
     "warnings": sorted({r["warning"] for e in evals for r in e if "warning" in r}),
     "curve": curve(list(scored.values()), plan["steps"]),
-    "command": command(workdir, config, name, plan),
+    "command": command(workdir, name, plan, list(scored)),
     "folders": [f.name for f in scored.values()],
   }
 
@@ -222,10 +222,10 @@ def failures(workdir: Path) -> dict[str, str]:
   return found
 
 
-def command(workdir: Path, config: Json, name: str, plan: Json) -> str:
+def command(workdir: Path, name: str, plan: Json, seeds: Sequence[int]) -> str:
   """What trains a row again for as many steps, whatever the speed of the machine."""
   about = read_json(workdir / "about.json")
-  fields = {"order": (name,), "seeds": tuple(config["seeds"])}
+  fields = {"order": (name,), "seeds": tuple(seeds)}
   fields |= {"budget.unit": "steps", f"members.{name}.train.steps": plan["steps"]}
   if "codec" in plan:
     fields[f"codecs.{plan['codec']['name']}.train.steps"] = plan["codec"]["steps"]
