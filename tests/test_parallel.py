@@ -158,6 +158,7 @@ def test_two_processes_equal_one(tmp_path, backend: str, fsdp: int) -> None:
     *on_folder(picture_folder(tmp_path / "pictures")),
     f"--config.parallel.backend={backend}",
     f"--config.parallel.fsdp={fsdp}",
+    "--config.model.depth=1",
     "--config.train.eval_every=0",
     "--config.train.sample_every=0",
     "--config.sample.prompts=('colour 1',)",
@@ -171,6 +172,7 @@ def test_two_processes_equal_one(tmp_path, backend: str, fsdp: int) -> None:
   )
   assert one.returncode == 0
   config = config_for("jit")
+  config.model.depth = 1
   states = [
     jax.device_get(build.trained(config, tmp_path / name)[2]) for name in ("one", "two")
   ]
@@ -187,6 +189,7 @@ def test_sigterm_to_one_process_stops_all(tmp_path: Path) -> None:
   flags = (
     *on_folder(picture_folder(tmp_path / "pictures")),
     "--config.optim.schedule=constant",
+    "--config.model.depth=1",
     "--config.train.steps=1000000",
     "--config.train.eval_every=0",
     "--config.train.sample_every=0",
