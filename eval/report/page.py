@@ -72,11 +72,11 @@ def budget(found: Json) -> str:
   own = found["budget"]
   low, high = (short(n) for n in own["parameters"])
   what = {
-    "flops": f"{short(own['amount'])} floating-point operations",
-    "seconds": f"{short(own['amount'])} seconds",
+    "flops": f"{short(own['amount'])} floating-point operations of training",
+    "seconds": f"{short(own['amount'])} seconds of training",
     "steps": "as many steps as its config has",
   }[own["unit"]]
-  text = f"Each member was trained for {what}, and has {low} to {high} parameters."
+  text = f"Each member was given {what}, and has {low} to {high} parameters."
   share = f"{own['codec_share']:.0%}"
   if found["codecs"] and own["unit"] != "steps":
     text += f" {share} of that is its codec's, where it has one."
