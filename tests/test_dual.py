@@ -373,6 +373,7 @@ def test_a_map_of_frozen_features(
   build.features._net.cache_clear()
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path: Path) -> None:
   """It trains by the one loop, is scored, and draws nothing."""
   folder = picture_folder(tmp_path / "pictures")

@@ -363,6 +363,7 @@ def test_what_cannot_be_reconstructed(whole, tmp_path):
     snapshots.reconstruct(config, whole, state, 0.15)
 
 
+@pytest.mark.slow
 def test_a_whole_run_draws_with_any_length(tmp_path):
   folder = picture_folder(tmp_path / "pictures")
   flags = (

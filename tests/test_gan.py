@@ -250,7 +250,7 @@ def trained(name: str, backend: str):
   [
     ("batch_norm", "pmap"),
     ("batch_norm", "mesh"),
-    ("styles", "pmap"),
+    pytest.param("styles", "pmap", marks=pytest.mark.slow),
     pytest.param("styles", "mesh", marks=pytest.mark.slow),
   ],
 )

@@ -70,6 +70,7 @@ def test_without_weight_a_hybrid_trains_as_its_family(file):
   assert set(hybrid.codecs) == set(own.codecs)
 
 
+@pytest.mark.slow
 def test_a_critic_waits_for_its_start():
   """As in the published code of VQGAN, where the factor of both its losses is 0."""
   config = config_of("vqgan", start=1)

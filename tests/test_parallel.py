@@ -104,7 +104,10 @@ def flow_alone(tmp_path_factory: pytest.TempPathFactory):
   return jax.device_get(state)
 
 
-@pytest.mark.parametrize(("backend", "fsdp"), [("pmap", 1), ("mesh", 4)])
+@pytest.mark.parametrize(
+  ("backend", "fsdp"),
+  [("pmap", 1), pytest.param("mesh", 4, marks=pytest.mark.slow)],
+)
 def test_a_flow_on_eight_devices_equals_one(flow_alone, tmp_path, backend, fsdp):
   """Its actnorms start from the whole batch, wherever its rows are."""
   state = jax.device_get(trained(flow_config_for(backend, fsdp), tmp_path))

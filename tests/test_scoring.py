@@ -369,6 +369,7 @@ def shrunk(picture: Image.Image, amount: int) -> Image.Image:
   return small.resize((64, 64), Image.Resampling.NEAREST)
 
 
+@pytest.mark.slow
 def test_the_default_net_sees_growing_damage() -> None:
   """Noise, blur and downsampling of real pictures: the more, the farther."""
   net, pictures = features.load("efficientnet_lite0"), emoji(32)

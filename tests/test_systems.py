@@ -297,6 +297,7 @@ def test_stages_of_a_plain_config_are_refused() -> None:
     list(stages.runs(plain, "a/b", "train", "codec"))
 
 
+@pytest.mark.slow
 def test_a_system_from_the_command_line(tmp_path: Path) -> None:
   """Stage by stage, stopped and moved; drawn and scored as one."""
   folder, home = picture_folder(tmp_path / "pictures"), tmp_path / "sd"
