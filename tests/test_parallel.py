@@ -80,7 +80,7 @@ def test_eight_devices_equal_one(alone, tmp_path, backend, fsdp, microbatches) -
   check(alone, config_for(backend, fsdp, microbatches), tmp_path)
 
 
-@pytest.mark.parametrize("fsdp", [1, 2])
+@pytest.mark.parametrize("fsdp", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_devices_that_share_layers_equal_one(alone, tmp_path, fsdp) -> None:
   """Two heads, so that two devices have one each, beside two or four times the rows."""
   config = config_for("mesh", fsdp)
