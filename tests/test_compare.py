@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -91,6 +91,17 @@ def test_a_request_to_stop_ends_the_call(tmp_path: Path) -> None:
   assert begun == ["a"]
 
 
+def finishing(begun: list[str]) -> Callable[[Member], bool]:
+  """Work that is done at once, and told in `begun`."""
+
+  def work(member: Member) -> bool:
+    begun.append(member.name)
+    (member.workdir / "done").touch()
+    return True
+
+  return work
+
+
 def test_two_processes_never_run_the_same_member(
   tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,12 +109,7 @@ def test_two_processes_never_run_the_same_member(
   monkeypatch.setattr(members, "WAIT", 0.02)
   listed = some_members(tmp_path, a="", b="@a")
   begun = []
-
-  def work(member: Member) -> bool:
-    begun.append(member.name)
-    (member.workdir / "done").touch()
-    return True
-
+  work = finishing(begun)
   with members.locked(tmp_path / "a") as mine:
     assert mine
     with members.locked(tmp_path / "a") as again:
@@ -129,12 +135,7 @@ def test_what_a_process_died_in_as_it_tried_again_is_taken_over(
   monkeypatch.setattr(members, "WAIT", 0.02)
   listed = some_members(tmp_path, a="", b="@a")
   begun = []
-
-  def work(member: Member) -> bool:
-    begun.append(member.name)
-    (member.workdir / "done").touch()
-    return True
-
+  work = finishing(begun)
   members.note(listed[0], "no such thing")
   with members.locked(tmp_path / "a"):
     here = threading.Thread(target=members.run, args=(listed, work, is_done))

@@ -356,7 +356,7 @@ def test_what_cannot_be_reconstructed(whole, tmp_path):
   with pytest.raises(UserError, match=r"4\.npz is damaged .*; delete it"):
     snapshots.reconstruct(config, tmp_path, state, 0.15)
   moments = state.replace(extra=state.extra | {"tracked": {"batch_stats": {"mean": 0}}})
-  with pytest.raises(UserError, match="moments that .* belong to those of the first"):
+  with pytest.raises(UserError, match="running means of .* belong to those"):
     snapshots.reconstruct(config, whole, moments, 0.15)
   config.optim.ema = "warmup"
   with pytest.raises(UserError, match="a run with optim.ema='power', and .*'warmup'"):

@@ -150,7 +150,7 @@ def two_processes(workdir: Path, *flags: str) -> list[subprocess.Popen]:
   ]
 
 
-# tests/test_faults.py has a mesh of four processes.
+# tests/test_faults.py has a mesh of two processes too.
 @pytest.mark.parametrize(
   ("backend", "fsdp"),
   [("auto", 1), pytest.param("mesh", 2, marks=pytest.mark.slow)],
