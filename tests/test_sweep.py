@@ -10,7 +10,7 @@ from configs import quickstart
 from core import limits
 from core.errors import UserError
 from eval import report
-from eval.report import rows, table
+from eval.report import table
 from pipelines import build, study, sweep, training
 from tests.runs import (
   ABLATIONS,
@@ -142,7 +142,7 @@ def stored(folder: Path, scores: dict[str, dict[str, list[float | None]]]) -> Pa
     "base": {},
     "shared": {},
     "source": "A paper, table 1",
-    "seeds": [0, 1],
+    "seeds": [0, 1, 2],
     "rows": {name: {"model.dim": i} for i, name in enumerate("abcd")},
     "paper": {"fd": {"a": 3.0, "b": 2.0, "c": 4.5}},
     "orderings": [["is", "b", "a"], ["fd", "b", "d"]],
@@ -160,34 +160,65 @@ def stored(folder: Path, scores: dict[str, dict[str, list[float | None]]]) -> Pa
   return folder
 
 
-def test_orderings_are_judged_by_the_spread_over_seeds(tmp_path: Path) -> None:
-  """By hand: a has 20 ± 1.41 over two seeds, b 10 ± 1.41; the gap is 10 ± 1.41."""
+def test_orderings_are_judged_by_the_differences_of_each_seed(tmp_path: Path) -> None:
+  """By hand: b is below a by 10, 9 and 13, so by 32/3, with a deviation of 2.0817.
+
+  Half the interval is 4.3027 x 2.0817 / sqrt(3) = 5.171. From seed to seed c differs
+  by more than from b, and yet is above b by 1.9, 2 and 2.1 in each: 2 ± 0.248.
+  """
   scores = {
-    "a": {"FD-net": [19.0, 21.0], "FD-infinity-net": [0.0, 0.0], "IS-net": [2.0, 2.0]},
-    "b": {"FD-net": [9.0, 11.0], "FD-infinity-net": [9.0, 9.0], "IS-net": [1.0, 1.0]},
-    "c": {"FD-net": [19.0, 22.0]},
+    "a": {"FD-net": [19.0, 21.0, 23.0], "FD-infinity-net": [0.0] * 3},
+    "b": {"FD-net": [9.0, 12.0, 10.0], "FD-infinity-net": [9.0] * 3},
+    "c": {"FD-net": [10.9, 14.0, 12.1]},
   }
+  scores["a"]["IS-net"], scores["b"]["IS-net"] = [2.0, 3.0, 2.0], [1.0, 2.0, 1.0]
   found = table.read(stored(tmp_path / "run", scores))
   judged = {(o["score"], o["better"], o["worse"]): o for o in found["orderings"]}
   first = judged["fd", "b", "a"]
   assert first["paper"] == [2.0, 3.0]
-  assert first["difference"] == 10
-  assert first["error"] == pytest.approx(2**0.5)
+  assert first["difference"] == pytest.approx(32 / 3)
+  assert first["margin"] == pytest.approx(5.171, abs=1e-3)
+  paired = judged["fd", "b", "c"]
+  assert (paired["difference"], paired["margin"]) == pytest.approx(
+    (2, 0.2484), abs=1e-4
+  )
   assert {key: own["verdict"] for key, own in judged.items()} == {
     ("fd", "b", "a"): table.YES,
     ("fd", "b", "c"): table.YES,
-    ("fd", "a", "c"): table.NEAR,
+    ("fd", "a", "c"): table.NO,
     ("is", "b", "a"): table.NO,
     ("fd", "b", "d"): table.OPEN,
   }
   files = report.write(tmp_path / "run")
   before = [file.read_bytes() for file in files]
   text = before[1].decode()
-  assert "| a | model.dim=0 | 2 | 3 | 20 ± 1.4 |" in text
-  assert "| FID | b | a | 2 against 3 | 10 ± 1.4 | reproduced |" in text
-  assert "Of 5 orderings of the paper's: 2 reproduced, 1 within the spread," in text
+  assert "| a | model.dim=0 | 3 | 3 | 21 ± 2 |" in text
+  assert "| FID | b | a | 2 against 3 | 10.7 ± 5.2 | reproduced |" in text
+  assert "Of 5 orderings of the paper's: 2 reproduced, 2 the other way," in text
+  assert "95% interval by Student's t" in text
   report.write(tmp_path / "run")
   assert [file.read_bytes() for file in files] == before
+
+
+@pytest.mark.parametrize(
+  ("better", "worse", "margin", "verdict"),
+  [
+    # t of one degree of freedom is 12.706: 12.706 x 0.7071 / sqrt(2) = 6.353.
+    ({0: 1.0, 1: 2.0}, {0: 6.0, 1: 8.0}, 6.353, table.NEAR),
+    ({0: 1.0, 1: 2.0}, {0: 7.0, 1: 9.0}, 6.353, table.YES),
+    # Of two and three seeds those in common count, here one.
+    ({0: 1.0, 1: 2.0}, {1: 9.0, 2: 0.0, 3: 0.0}, None, table.ONE_YES),
+    ({0: 1.0}, {1: 9.0}, None, table.OPEN),
+    ({0: 1.0}, {0: 1.0}, None, table.ONE_SAME),
+    ({0: 1.0, 1: None}, {0: 2.0, 1: 3.0}, None, table.BAD),
+  ],
+)
+def test_verdicts(better: dict, worse: dict, margin: float, verdict: str) -> None:
+  named = {"a": better, "b": worse}
+  found = [{"name": k, "scores": {"bpd": table.over(v)}} for k, v in named.items()]
+  told = table.judged(found, {}, "bpd", "a", "b")
+  assert told["verdict"] == verdict
+  assert told["margin"] == (margin and pytest.approx(margin, abs=1e-3))
 
 
 def test_a_report_of_half_a_folder_is_refused(tmp_path: Path) -> None:
@@ -230,13 +261,13 @@ def test_the_better_of_two_rows(score: str, metric: str, higher: bool) -> None:
   """Of every score that a table orders; equal ones are not the other way."""
 
   def row(name: str, value: float) -> dict[str, object]:
-    return {"name": name, "scores": {metric: rows.spread([value])}}
+    return {"name": name, "scores": {metric: table.over({0: value})}}
 
   found = [row("a", 2.0), row("b", 1.0), row("c", 2.0)]
   verdict = lambda *pair: table.judged(found, {}, score, *pair)["verdict"]  # noqa: E731
   assert verdict("a", "b") == (table.ONE_YES if higher else table.ONE_NO)
   assert verdict("b", "a") == (table.ONE_NO if higher else table.ONE_YES)
-  assert verdict("a", "c") == table.NEAR
+  assert verdict("a", "c") == table.ONE_SAME
 
 
 def test_a_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scipy import special
+
 from core.errors import UserError
 from core.workdir import read_json
 from eval.report.page import short
@@ -34,9 +36,12 @@ HIGHER = (
 )
 # What is said of an ordering of the paper's.
 YES, NO, NEAR = "reproduced", "the other way", "within the spread"
-ONE_YES, ONE_NO = "reproduced by one seed", "the other way by one seed"
+ONE_YES = "reproduced by one seed, without a spread"
+ONE_NO = "the other way by one seed, without a spread"
+ONE_SAME = "equal by one seed, without a spread"
 OPEN, BAD = "not run yet", "not finite"
-VERDICTS = (YES, ONE_YES, NEAR, NO, ONE_NO, BAD, OPEN)
+VERDICTS = (YES, ONE_YES, NEAR, ONE_SAME, NO, ONE_NO, BAD, OPEN)
+LEVEL = 0.95  # of the interval of a difference that a verdict goes by
 
 
 def read(workdir: Path) -> Json:
@@ -67,10 +72,12 @@ def row(workdir: Path, config: Json, name: str) -> Json:
   folders = {seed: workdir / f"{name}-{seed}" for seed in config["seeds"]}
   scored = {s: f for s, f in folders.items() if (f / "eval.json").exists()}
   evals = [read_json(folder / "eval.json") for folder in scored.values()]
-  records = [e["scores"] for e in evals]
+  records = dict(zip(scored, (e["scores"] for e in evals), strict=True))
   scores = {
-    s["metric"]: spread([r["value"] for e in records for r in e if same(r, s)])
-    for s in (records[0] if records else ())
+    s["metric"]: over(
+      {k: r["value"] for k, e in records.items() for r in e if same(r, s)}
+    )
+    for s in next(iter(records.values()), ())
   }
   logged = [f for f in scored.values() if (f / "metrics.jsonl").exists()]
   return {
@@ -81,6 +88,11 @@ def row(workdir: Path, config: Json, name: str) -> Json:
     "scores": scores,
     "seconds": spread([trained_seconds(f) for f in logged]) if logged else None,
   }
+
+
+def over(values: Mapping[int, float | None]) -> Json:
+  """Mean, deviation and values of a score, and the seeds that these are of."""
+  return spread(values.values()) | {"seeds": list(values)}
 
 
 def same(a: Json, b: Json) -> bool:
@@ -108,8 +120,9 @@ def judged(
 ) -> Json:
   """Whether the run has an ordering of the paper's.
 
-  It has if the means differ that way by more than twice the error of their difference,
-  sqrt(s_a^2 / n_a + s_b^2 / n_b) with the deviations over n seeds.
+  Rows share their seeds, so what counts is the differences d of the n seeds that both
+  have: it is reproduced if mean(d) > t s(d) / sqrt(n), with Student's t of n - 1
+  degrees of freedom, two-sided at LEVEL. Of one seed the sign alone is told.
   """
   named = {r["name"]: r for r in rows}
   a, b = (found(named[name]["scores"], score) for name in (better, worse))
@@ -119,22 +132,34 @@ def judged(
     "worse": worse,
     "paper": [paper.get(score, {}).get(name) for name in (better, worse)],
     "difference": None,
-    "error": None,
+    "margin": None,
   }
-  if a is None or b is None:
+  pairs = paired(a, b) if a and b else []
+  if not pairs:
     return told | {"verdict": OPEN}
-  if a["mean"] is None or b["mean"] is None:
+  if any(None in pair for pair in pairs):
     return told | {"verdict": BAD}
   sign = -1 if score in HIGHER else 1
-  told["difference"] = gap = sign * (b["mean"] - a["mean"])
-  if a["std"] is None or b["std"] is None:
-    return told | {"verdict": ONE_YES if gap > 0 else ONE_NO if gap < 0 else NEAR}
-  told["error"] = error = math.sqrt(
-    sum(s["std"] ** 2 / len(s["values"]) for s in (a, b))
-  )
-  if abs(gap) <= 2 * error:
+  gaps = spread([sign * (y - x) for x, y in pairs])
+  told["difference"] = gap = gaps["mean"]
+  if gaps["std"] is None:
+    return told | {"verdict": ONE_YES if gap > 0 else ONE_NO if gap < 0 else ONE_SAME}
+  n = len(pairs)
+  told["margin"] = margin = student(n - 1) * gaps["std"] / math.sqrt(n)
+  if abs(gap) <= margin:
     return told | {"verdict": NEAR}
   return told | {"verdict": YES if gap > 0 else NO}
+
+
+def paired(a: Json, b: Json) -> list[tuple[Any, Any]]:
+  """The values of the seeds that both have."""
+  one, other = (dict(zip(s["seeds"], s["values"], strict=True)) for s in (a, b))
+  return [(value, other[seed]) for seed, value in one.items() if seed in other]
+
+
+def student(degrees: int) -> float:
+  """Where Student's t lies between minus it and it with probability LEVEL."""
+  return float(special.stdtrit(degrees, (1 + LEVEL) / 2))
 
 
 def found(scores: Mapping[str, Json], score: str) -> Json | None:
@@ -173,7 +198,13 @@ def markdown(table: Json) -> str:
     counts = {v: sum(own["verdict"] == v for own in told) for v in VERDICTS}
     said = ", ".join(f"{n} {v}" for v, n in counts.items() if n)
     heads = ["score", "better", "worse", "paper", "difference", "here"]
-    lines += ["", f"Of {len(told)} orderings of the paper's: {said}.", ""]
+    lines += ["", f"Of {len(told)} orderings of the paper's: {said}."]
+    if any(own["margin"] is not None for own in told):
+      lines += [
+        "Differences are of rows with one seed, their mean over seeds ± half its"
+        f" {LEVEL:.0%} interval by Student's t; above 0 is the paper's way."
+      ]
+    lines += [""]
     lines += grid(heads, [cells(own) for own in told])
   lines += [f"\n{name} failed: {why}" for name, why in table["failed"].items()]
   return "\n".join(lines) + "\n"
@@ -184,7 +215,7 @@ def cells(own: Json) -> list[str]:
   known = None not in own["paper"]
   numbers = " against ".join(number(n) for n in own["paper"]) if known else "told"
   gap = "" if own["difference"] is None else short(own["difference"])
-  gap += "" if own["error"] is None else f" ± {own['error']:.2g}"
+  gap += "" if own["margin"] is None else f" ± {own['margin']:.2g}"
   score = LABELS.get(own["score"], own["score"])
   return [score, own["better"], own["worse"], numbers, gap, own["verdict"]]
 
