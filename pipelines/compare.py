@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from core.errors import UserError, unknown
 from core.workdir import explained, flat, read_json, resolved, write_atomic
-from pipelines import budget, build, members, stages, training
+from pipelines import budget, build, members, mend, stages, training
 from pipelines.budget import Share
 from pipelines.members import Member
 
@@ -95,6 +95,8 @@ def check_mode(config: ConfigDict, mode: str, stage: str) -> None:
 def record(config: ConfigDict, workdir: Path, command: Mapping[str, Any]) -> None:
   """Writes config.json, or checks the one that is there; about.json once.
 
+  Members without a result may have changed, and are then begun anew.
+
   Raises:
     UserError: the folder holds another comparison.
   """
@@ -103,14 +105,15 @@ def record(config: ConfigDict, workdir: Path, command: Mapping[str, Any]) -> Non
   with members.locked(workdir, wait=True):
     if file.exists():
       old, given = dict(flat(read_json(file))), dict(flat(new))
-      changed = [
-        f"{key}: {old.get(key, 'absent')!r} there, {given.get(key, 'absent')!r} given"
+      changed = {
+        key: f"{key}: {there!r} there, {here!r} given"
         for key in sorted(old.keys() | given.keys())
-        if old.get(key) != given.get(key) and not (key in FREE or "parallel." in key)
-      ]
-      if changed:
+        if (there := old.get(key, "absent")) != (here := given.get(key, "absent"))
+        and not (key in FREE or "parallel." in key)
+      }
+      if refused := mend.restart(workdir, changed, command):
         raise UserError(
-          f"{workdir} holds another comparison ({'; '.join(changed[:3])}); give that"
+          f"{workdir} holds another comparison ({'; '.join(refused[:3])}); give that"
           " config, or another --workdir."
         )
     write_atomic(file, json.dumps(new, indent=2) + "\n")

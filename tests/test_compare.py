@@ -210,6 +210,79 @@ def test_two_that_start_at_once_agree_on_the_comparison(
   first.join(10)
 
 
+def nested(part: str, **members: int) -> ConfigDict:
+  """A comparison that has nothing but members, or codecs, with a width each."""
+  own = {name: {"model": {"dim": dim}} for name, dim in members.items()}
+  return ConfigDict({"budget": {"amount": 1.0}, "order": tuple(members), part: own})
+
+
+def a_comparison(path: Path, config: ConfigDict, result: str) -> None:
+  """Begun by `config`, with runs of all members, of which one is scored."""
+  told = {"config": "x.py", "overrides": {"members.bad.model.dim": 3, "seeds": (0,)}}
+  compare.record(config, path, told)
+  for name in ("good", "bad", "bad_too"):
+    run = path / f"{name}-0" / "checkpoints"
+    run.mkdir(parents=True)
+    (path / f"{name}-0" / ".member").touch()
+    plan = path / "plans" / name / "plan.json"
+    plan.parent.mkdir(parents=True)
+    plan.write_text("{}")
+  (path / result / "eval.json").write_text("{}")
+
+
+def test_a_member_without_a_result_may_change(
+  tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+  """Its runs begin anew, and its row is got again by what is given now."""
+  a_comparison(tmp_path, nested("members", good=1, bad=3, bad_too=3), "good-0")
+  other = {"overrides": {"members.bad.model.dim": 4, "members.good.x": 1}}
+  compare.record(nested("members", good=1, bad=4, bad_too=3), tmp_path, other)
+  said = capsys.readouterr().err.splitlines()
+  assert said == [
+    "bad-0: without a result, begun anew (members.bad.model.dim: 3 there, 4 given)"
+  ]
+  assert [f.name for f in (tmp_path / "bad-0").iterdir()] == [".member"]
+  assert (tmp_path / "bad_too-0" / "checkpoints").exists()
+  assert not (tmp_path / "plans" / "bad" / "plan.json").exists()
+  assert (tmp_path / "plans" / "good" / "plan.json").exists()
+  about = json.loads((tmp_path / "about.json").read_text())
+  assert about["overrides"] == {"members.bad.model.dim": 4, "seeds": [0]}
+  stored = json.loads((tmp_path / "config.json").read_text())
+  assert stored["members"]["bad"]["model"]["dim"] == 4
+
+
+def test_what_has_a_result_may_not_change(tmp_path: Path) -> None:
+  """And then no other member begins anew; nor while a process is at work."""
+  a_comparison(tmp_path, nested("members", good=1, bad=3, bad_too=3), "good-0")
+  both = nested("members", good=2, bad=4, bad_too=3)
+  with pytest.raises(UserError, match=r"another comparison .members.good.model.dim: 1"):
+    compare.record(both, tmp_path, {"overrides": {}})
+  assert (tmp_path / "bad-0" / "checkpoints").exists()
+  mended = nested("members", good=1, bad=4, bad_too=3)
+  with (
+    members.locked(tmp_path / "bad_too-0"),
+    pytest.raises(UserError, match="another process is at work on .*bad_too-0"),
+  ):
+    compare.record(mended, tmp_path, {"overrides": {}})
+  assert (tmp_path / "bad-0" / "checkpoints").exists()
+
+
+def test_a_trained_codec_may_not_change(
+  tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  compare.record(nested("codecs", vq=1), tmp_path, {"overrides": {}})
+  plan = tmp_path / "plans" / "vq" / "plan.json"
+  plan.parent.mkdir(parents=True)
+  plan.write_text('{"steps": 5}')
+  (tmp_path / "vq").mkdir()
+  monkeypatch.setattr(stages, "trained_steps", lambda _: 5)
+  with pytest.raises(UserError, match="codecs.vq.model.dim"):
+    compare.record(nested("codecs", vq=2), tmp_path, {"overrides": {}})
+  monkeypatch.setattr(stages, "trained_steps", lambda _: 4)
+  compare.record(nested("codecs", vq=2), tmp_path, {"overrides": {}})
+  assert not plan.exists()
+
+
 def test_the_commit_is_unknown_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setenv("PATH", "")
   assert compare.commit() == "unknown"
