@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from core import cost, parallel
+from core.cost import Cost
 from core.errors import UserError, unknown
 from core.family import Family
 from data import source
@@ -102,15 +103,30 @@ def size(shapes: PyTree) -> int:
 def flops_of_step(config: ConfigDict, family: Family) -> float:
   """Operations of a training step, by the compiler's count: see `core/cost.py`.
 
-  A penalty that is due at every n-th update counts as one n-th of it at each.
+  A penalty that is due at every n-th update counts as one n-th of it at each: the
+  critic's by `gan.penalty_every`, that of path lengths by `gan.path_every`.
   """
+  found = cost_of_step(config, family)
+  if "gan" not in config:
+    return found.most
+  if not config.gan.path_length:
+    return found.every(config.gan.penalty_every)
+  # What the lengths add, be it due or not.
+  other = config.copy_and_resolve_references()
+  other.gan.path_length = 0.0
+  rest = cost_of_step(other, build.family(other))
+  paths = Cost(found.always - rest.always, found.most - rest.most)
+  return rest.every(config.gan.penalty_every) + paths.every(config.gan.path_every)
+
+
+def cost_of_step(config: ConfigDict, family: Family) -> Cost:
+  """Operations of a training step, with and without the penalties that may be due."""
   n = config.data.batch_size
   rows = lambda a: jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype)  # noqa: E731
   batch = jax.tree.map(rows, build.example_batch(config))
   key = jax.random.key(config.seed)
   state = jax.eval_shape(family.init, key, batch)
-  every = config.gan.penalty_every if "gan" in config else 1
-  return cost.count(family.step, state, batch, key).every(every)
+  return cost.count(family.step, state, batch, key)
 
 
 def seconds_of_step(config: ConfigDict, family: Family, amount: float) -> float:

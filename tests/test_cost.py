@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from configs.diffusion import rectified_flow
+from configs.gan import stylegan2
 from core import cost, flops
+from core.family import Family
 from pipelines import budget, build
 
 
@@ -70,3 +73,22 @@ def test_a_scanned_transformer_costs_what_the_unrolled_one_does() -> None:
   by_hand = 5 * 3 * 2 * block
   assert by_hand < found[True] < 1.35 * by_hand
   assert by_hand < products.flops < found[True]
+
+
+def test_each_penalty_counts_at_its_own_interval(
+  monkeypatch: pytest.MonkeyPatch,
+) -> None:
+  """By hand: the rest 100 + 64 / 16, of path lengths 10 if not due, and 32 / 8 more."""
+  c = stylegan2.get_config("tiny")
+  c.gan.penalty_every, c.gan.path_every = 16, 8
+
+  def counted(own: ConfigDict, _: Family) -> cost.Cost:
+    paths = own.gan.path_length > 0
+    return cost.Cost(100 + 10 * paths, 164 + 42 * paths)
+
+  monkeypatch.setattr(budget, "cost_of_step", counted)
+  family = build.family(c)
+  c.gan.path_length = 2.0
+  assert budget.flops_of_step(c, family) == 104 + 14
+  c.gan.path_length = 0.0
+  assert budget.flops_of_step(c, family) == 104

@@ -439,6 +439,7 @@ def test_captions_are_counted_as_trigrams():
     ({"text__classes": 0}, "text.classes"),
     ({"text__encoder": "clip"}, "text.encoder"),
     ({"optim__ema": "power"}, "optim.ema='power'"),
+    ({"optim__learning_rate": 1e-3}, "no use for optim.learning_rate=0.001"),
     ({"data__low_size": 4}, "data.low_size to 0"),
   ],
 )

@@ -52,7 +52,8 @@ def make(config: ConfigDict, spec: Spec) -> Family:
 
   The loss is -log2 p(x, y), which EM lowers, and bpd -log2 p(x | y) of pictures with
   uniform noise in their pixels' bins, both a dimension and grey level. `config.optim`
-  is read for `microbatches` only: there is no gradient.
+  is read for `microbatches` only, and a rate other than the default refused: there is
+  no gradient.
 
   Raises:
     UserError: settings that are unknown or do not go together.
@@ -176,6 +177,7 @@ def check(config: ConfigDict, spec: Spec) -> None:
   check_spec(config.family, spec, latents=False)
   checks.refuse_small_pictures(config)
   checks.refuse_guidance(config)
+  checks.refuse(config, "optim", learning_rate=2e-4, weight_decay=0.0)
   if config.optim.ema == "power":
     raise UserError(
       "vae.mixture keeps no other average than EM's: optim.ema='power' is of no use,"
