@@ -104,7 +104,9 @@ def record(config: ConfigDict, workdir: Path, command: Mapping[str, Any]) -> Non
   file = workdir / "config.json"
   with members.locked(workdir, wait=True):
     if file.exists():
-      old, given = dict(flat(read_json(file))), dict(flat(new))
+      stored = read_json(file)
+      members.check_holds(stored, "members", workdir)
+      old, given = dict(flat(stored)), dict(flat(new))
       changed = {
         key: f"{key}: {there!r} there, {here!r} given"
         for key in sorted(old.keys() | given.keys())

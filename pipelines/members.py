@@ -12,9 +12,9 @@ import gc
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -24,6 +24,12 @@ from core.log import say
 from core.workdir import RUNS, explained, read_json, release, write_atomic
 
 WAIT = 5.0  # seconds between looks at members that other processes hold
+# What a folder's config.json is of, by a part that it alone has.
+HOLDS = {
+  "members": "a comparison (--mode=compare)",
+  "rows": "a sweep (--mode=sweep)",
+  "stages": "a system",
+}
 
 
 class Member(NamedTuple):
@@ -95,6 +101,15 @@ def run(
       said = names
       time.sleep(WAIT)
   return failed
+
+
+def check_holds(stored: Mapping[str, Any], part: str, workdir: Path) -> None:
+  """Raises UserError unless a folder's config has the part that tells what it is of."""
+  if part not in stored:
+    found = next((told for own, told in HOLDS.items() if own in stored), "a run")
+    raise UserError(
+      f"{workdir} holds {found}, not {HOLDS[part]}; give another --workdir."
+    )
 
 
 def needs(member: Member) -> list[str]:

@@ -76,11 +76,11 @@ def of_flags(config: ConfigDict, flags: Sequence[str]) -> Study:
   """The rows that --sweep flags ask for, in all combinations.
 
   Raises:
-    UserError: an unknown field, a value of another type, two rows of one name, a
-      damaged file.
+    UserError: an unknown field, a value of another type, two rows of one name, seeds
+      that not all rows have, a damaged file.
   """
   parts = [list(listed(config, flag)) for flag in flags]
-  rows, seeds = {}, []
+  rows, seeds, asked = {}, [], set()
   for chosen in itertools.product(*parts):
     fields: dict[str, Any] = {}
     for own in (own for _, own in chosen):
@@ -90,12 +90,19 @@ def of_flags(config: ConfigDict, flags: Sequence[str]) -> Study:
     seed = fields.pop("seed", config.seed)
     seeds += [] if seed in seeds else [seed]
     name = named([name for name, _ in chosen if name])
+    asked.add((name, seed))
     if rows.setdefault(name, fields) != fields:
       raise UserError(
         f"--sweep has two rows called {name!r}, {rows[name]} and {fields}: give each a"
         ' "name" in a FILE.json.'
       )
   check_seeds(seeds)
+  for name, seed in itertools.product(rows, seeds):
+    if (name, seed) not in asked:
+      raise UserError(
+        f"each row is trained with each seed, but --sweep gives {name!r} no seed"
+        f' {seed}: leave the seeds out of the FILE.json, and give --sweep="seed=0,1".'
+      )
   return Study(config, rows, tuple(rows), seeds, {}, {}, (), "")
 
 
@@ -179,7 +186,7 @@ def fitted(config: ConfigDict, field: str, value: Any) -> Any:
     UserError: it is of another type.
   """
   wanted = kind(config, field)
-  value = tuple(value) if isinstance(value, list) else value
+  value = tupled(value)
   if wanted is float and type(value) is int:
     value = float(value)
   if wanted is not object and type(value) is not wanted:
@@ -242,7 +249,9 @@ def as_json(config: ConfigDict) -> dict[str, Any]:
 
 def tuples(rows: Mapping[str, Fields]) -> dict[str, Fields]:
   """Rows as they were before a file had them: with tuples, which JSON has not."""
-  return {
-    name: {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    for name, fields in rows.items()
-  }
+  return {name: {k: tupled(v) for k, v in own.items()} for name, own in rows.items()}
+
+
+def tupled(value: Any) -> Any:
+  """A value with tuples in the place of lists, however deep."""
+  return tuple(map(tupled, value)) if isinstance(value, list | tuple) else value

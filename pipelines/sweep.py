@@ -109,8 +109,7 @@ def record(asked: Study, workdir: Path, command: Mapping[str, Any]) -> Study:
     file, new = workdir / "config.json", study.told(asked)
     if file.exists():
       old = read_json(file)
-      if "rows" not in old:
-        raise UserError(f"{workdir} holds no sweep; give another --workdir.")
+      members.check_holds(old, "rows", workdir)
       new["rows"] = old["rows"] | new["rows"]
       new["seeds"] = sorted({*old["seeds"], *new["seeds"]})
       refuse(changes(old, new), workdir)

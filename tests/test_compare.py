@@ -187,7 +187,8 @@ def test_two_that_start_at_once_agree_on_the_comparison(
   tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
   """The second one reads what the first has written."""
-  config = ConfigDict({"budget": {"amount": 1.0}, "order": ("a",)})
+  plain = {"budget": {"amount": 1.0}, "members": {}, "order": ("a",)}
+  config = ConfigDict(plain)
   inside, go = threading.Event(), threading.Event()
   real = compare.write_atomic
 
@@ -200,7 +201,7 @@ def test_two_that_start_at_once_agree_on_the_comparison(
   first = threading.Thread(target=compare.record, args=(config, tmp_path, {}))
   first.start()
   assert inside.wait(10)
-  other = ConfigDict({"budget": {"amount": 2.0}, "order": ("a",)})
+  other = ConfigDict(plain | {"budget": {"amount": 2.0}})
   with ThreadPoolExecutor() as pool:
     second = pool.submit(compare.record, other, tmp_path, {})
     time.sleep(0.1)
@@ -213,7 +214,8 @@ def test_two_that_start_at_once_agree_on_the_comparison(
 def nested(part: str, **members: int) -> ConfigDict:
   """A comparison that has nothing but members, or codecs, with a width each."""
   own = {name: {"model": {"dim": dim}} for name, dim in members.items()}
-  return ConfigDict({"budget": {"amount": 1.0}, "order": tuple(members), part: own})
+  parts = {"members": {}, "codecs": {}, part: own}
+  return ConfigDict({"budget": {"amount": 1.0}, "order": tuple(members), **parts})
 
 
 def a_comparison(path: Path, config: ConfigDict, result: str) -> None:
@@ -491,6 +493,10 @@ def test_it_goes_on_and_refuses_another_comparison(
 def test_the_page_needs_nothing_else(compared: tuple) -> None:
   text = (compared[1] / "report.html").read_text(encoding="utf-8")
   assert not re.search(r"<script|<link|https?://|url\(", text)
+  # What it explains are columns that it has: nothing was looked for in memory.
+  assert "Memorised share" not in text
+  assert "Bits a dimension" not in text
+  assert "kernel distance): less is better" in text
   sources = re.findall(r'src="([^"]{0,20})', text)
   assert len(sources) == 3  # speed, grid, curve
   assert all(source.startswith("data:image/") for source in sources)

@@ -11,7 +11,7 @@ from core import limits
 from core.errors import UserError
 from eval import report
 from eval.report import table
-from pipelines import build, study, sweep, training
+from pipelines import build, compare, study, sweep, training
 from tests.runs import (
   ABLATIONS,
   command,
@@ -118,6 +118,38 @@ def test_no_row_is_lost_to_another_of_its_name(tmp_path: Path) -> None:
   file.write_text(json.dumps(told))
   found = study.of_flags(base, [str(file)])
   assert (found.rows, found.seeds) == ({"a": {}}, [0, 1])
+
+
+def test_seeds_of_a_file_are_of_all_rows(tmp_path: Path) -> None:
+  base, file = quickstart.get_config("tiny"), tmp_path / "rows.json"
+  told = [{"name": "a", "seed": 0}, {"name": "b", "seed": 1}]
+  file.write_text(json.dumps(told))
+  with pytest.raises(UserError, match="gives 'a' no seed 1: leave the seeds out"):
+    study.of_flags(base, [str(file)])
+  told += [{"name": "a", "seed": 1}, {"name": "b", "seed": 0}]
+  file.write_text(json.dumps(told))
+  assert study.of_flags(base, [str(file)]).seeds == [0, 1]
+
+
+def test_rows_come_back_from_a_file_as_they_were() -> None:
+  rows = {"a": {"x.y": ((1, 2), ("b", (3,)), ()), "z": 1.5}, "b": {}}
+  assert study.tuples(json.loads(json.dumps(rows))) == rows
+
+
+def test_a_folder_of_another_mode_is_refused(tmp_path: Path) -> None:
+  file = tmp_path / "config.json"
+  file.write_text('{"rows": {}}')
+  with pytest.raises(UserError, match="holds a sweep .--mode=sweep., not a comparison"):
+    compare.record(ConfigDict({"members": {}}), tmp_path, {})
+  found = study.of_flags(quickstart.get_config("tiny"), ["seed=0"])
+  for stored, told in (
+    ("members", "a comparison"),
+    ("stages", "a system"),
+    ("x", "a run"),
+  ):
+    file.write_text(json.dumps({stored: {}}))
+    with pytest.raises(UserError, match=f"holds {told}.*, not a sweep"):
+      sweep.record(found, tmp_path, {})
 
 
 @pytest.mark.parametrize(

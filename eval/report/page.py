@@ -46,6 +46,7 @@ def html(found: Json, workdir: Path) -> str:
     budget=budget(found),
     over=over(found),
     net=features(found).removeprefix("-"),
+    columns={column: names(found, column) for column in COLUMNS},
   )
 
 
@@ -59,12 +60,15 @@ def markdown(found: Json) -> str:
   failed = "".join(f"\n{k} failed: {v}\n" for k, v in found["failed"].items())
   about = found["about"]
   net = features(found).removeprefix("-")
-  return (
-    f"{about['config']}, {about['date']}, {about['machine']}, commit"
-    f" {about['commit']}. {budget(found)} Features of {net}. {over(found)} Bits a"
-    f" dimension (bpd) are exact (=) or a bound (≤).\n\n{table}\n"
-    f"{failed}"
-  )
+  told = [
+    f"{about['config']}, {about['date']}, {about['machine']},",
+    f"commit {about['commit']}.",
+    budget(found),
+    f"Features of {net}." if net else "",
+    over(found),
+    "Bits a dimension (bpd) are exact (=) or a bound (≤)." * bool(names(found, "bpd")),
+  ]
+  return f"{' '.join(filter(None, told))}\n\n{table}\n{failed}"
 
 
 def budget(found: Json) -> str:
