@@ -1,8 +1,8 @@
 """Members of a comparison whose config may still change, for they have no result."""
 
+import itertools
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,11 +52,14 @@ def restart(
     _, name, _ = part.split(".")
     folders = runs(workdir, *part.split(".")[:2])
     for folder in folders:
-      empty(folder)
+      put_aside(folder)
     (workdir / "plans" / name / "plan.json").unlink(missing_ok=True)
     retell(workdir / "about.json", part, command)
     told = ", ".join(f.name for f in folders) or name
-    say(f"{told}: without a result, begun anew ({'; '.join(own[:3])})")
+    say(
+      f"{told}: without a result, begun anew ({'; '.join(own[:3])}); what was there is"
+      f" in {workdir / 'replaced'}"
+    )
   return []
 
 
@@ -77,14 +80,18 @@ def finished(workdir: Path, kind: str, name: str) -> bool:
   )
 
 
-def empty(folder: Path) -> None:
-  """Removes all that a run has left, but for the lock of who holds it."""
+def put_aside(folder: Path) -> None:
+  """Moves what a run has left, but for the lock of who holds it, to `replaced`."""
   with members.locked(folder):
-    for entry in folder.iterdir():
-      if entry.is_dir() and not entry.is_symlink():
-        shutil.rmtree(entry)
-      elif entry.name != ".member":
-        entry.unlink()
+    entries = [entry for entry in folder.iterdir() if entry.name != ".member"]
+    if not entries:
+      return
+    old = folder.parent / "replaced"
+    names = (old / f"{folder.name}.{n}" for n in itertools.count(1))
+    target = next(name for name in names if not name.exists())
+    target.mkdir(parents=True)
+    for entry in entries:
+      entry.rename(target / entry.name)
 
 
 def retell(about: Path, part: str, command: Mapping[str, Any]) -> None:

@@ -239,10 +239,12 @@ def test_a_member_without_a_result_may_change(
   a_comparison(tmp_path, nested("members", good=1, bad=3, bad_too=3), "good-0")
   other = {"overrides": {"members.bad.model.dim": 4, "members.good.x": 1}}
   compare.record(nested("members", good=1, bad=4, bad_too=3), tmp_path, other)
-  said = capsys.readouterr().err.splitlines()
-  assert said == [
-    "bad-0: without a result, begun anew (members.bad.model.dim: 3 there, 4 given)"
-  ]
+  (said,) = capsys.readouterr().err.splitlines()
+  assert said == (
+    "bad-0: without a result, begun anew (members.bad.model.dim: 3 there, 4 given);"
+    f" what was there is in {tmp_path / 'replaced'}"
+  )
+  assert (tmp_path / "replaced" / "bad-0.1" / "checkpoints").exists()
   assert [f.name for f in (tmp_path / "bad-0").iterdir()] == [".member"]
   assert (tmp_path / "bad_too-0" / "checkpoints").exists()
   assert not (tmp_path / "plans" / "bad" / "plan.json").exists()
