@@ -95,10 +95,14 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   checks.refuse(config, "sample", truncation=0.0)
   spectral.refuse_both(config)
   schedule = noise.make(config.noise)
-  if total < 1 or schedule.scaling != "vp":
+  if total < 1:
     raise UserError(
-      f"{config.family} takes noise.timesteps steps of a variance preserving schedule:"
-      f" set it to 1 or more, not {total}, and noise.schedule to 'linear' or 'cosine'."
+      f"{config.family} takes noise.timesteps steps: set it to 1 or more, not {total}."
+    )
+  if schedule.scaling != "vp":
+    raise UserError(
+      f"{config.family} needs a variance preserving noise.schedule, which"
+      f" {config.noise.schedule!r} is not: set it to 'linear' or 'cosine'."
     )
   net = Generator(
     encoders.make(config.text, build.dtype(config.model)),

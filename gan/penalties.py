@@ -21,8 +21,9 @@ def check(gan: ConfigDict) -> None:
     if gan[name] and mixes:
       raise UserError(
         f"gan.{name}={gan[name]} needs the critic's gradient by each picture, but batch"
-        f" norm mixes pictures in gan.critic={gan.critic!r}: set gan.norm to False for"
-        " 'dcgan', or take another critic."
+        f" norm mixes pictures in gan.critic={gan.critic!r}: "
+        + ("set gan.norm to False, or " * (gan.critic == "dcgan"))
+        + "take another critic."
       )
 
 

@@ -52,7 +52,7 @@ class Block(nn.Module):
     if wide % self.group:
       raise UserError(
         f"R3GAN's width {x.shape[-1]}, times {self.expansion}, does not divide into"
-        f" groups of {self.group} channels; change `widths` or `group`."
+        f" groups of {self.group} channels; change `widths`."
       )
 
     def active(y: Array, name: str) -> Array:

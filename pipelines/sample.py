@@ -249,7 +249,9 @@ def prompts_for(
   captions.pop("", None)
   if not captions:
     raise UserError(
-      "no captions to draw in the data; set sample.prompts, or text.encoder='none'."
+      f"the data of {config.data.path or config.data.name} have no captions; to learn"
+      " without, set text.encoder='none' (and gan.mismatch=0 of a GAN); to draw from"
+      " what was trained with captions, set sample.prompts."
     )
   return list(captions)[: config.sample.num_images]
 

@@ -221,3 +221,13 @@ def test_what_denoising_diffusion_gan_shows_its_critic_by_hand(monkeypatch):
   np.testing.assert_allclose(played.context, x_t, atol=2e-4)
   np.testing.assert_allclose(played.logsnr, logsnr, rtol=1e-3, atol=1e-3)
   np.testing.assert_allclose(played.fakes, fakes, atol=5e-4)
+
+
+def test_ddgan_says_which_of_its_settings_is_wrong() -> None:
+  config = load_config("configs/gan/ddgan.py")
+  config.noise.schedule = "rectified_flow"
+  with pytest.raises(UserError, match="which 'rectified_flow' is not"):
+    made(config)
+  config.noise.schedule, config.noise.timesteps = "linear", 0
+  with pytest.raises(UserError, match="1 or more, not 0"):
+    made(config)
