@@ -75,7 +75,8 @@ def get_config() -> ConfigDict:
   c.model.depth = 6
   c.model.heads = 4
   c.model.patch = 4  # side of a patch in pixels
-  c.model.scan = True  # compile one block instead of `depth`
+  # Compile one block instead of `depth`, one update of `gan.critic_steps`.
+  c.model.scan = True
   # unet and efficient_unet
   c.model.widths = (64, 128, 128)  # channels at each resolution
   # ResNet blocks a resolution: one number, or one for each of `widths`.

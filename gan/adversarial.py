@@ -181,7 +181,7 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
     given = (batches, jnp.arange(parts))
     if config.model.scan and parts > 1:
       state, judged = jax.lax.scan(rival, state, given)
-    else:  # a CPU takes gradients of convolutions slowly inside a loop
+    else:  # a CPU takes gradients of strided convolutions slowly inside a loop
       found = []
       for i in range(parts):
         state, metrics = rival(state, jax.tree.map(lambda a, i=i: a[i], given))

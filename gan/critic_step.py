@@ -23,10 +23,13 @@ Update = Callable[..., tuple[tuple[PyTree, PyTree, PyTree], Metrics]]
 def make(
   config: ConfigDict, objective: Objective, critic: Critic
 ) -> tuple[optax.GradientTransformation, Update]:
-  """The critic's optimizer, and its update: `gan.loss` and the penalties of `gan`."""
+  """The critic's optimizer, and its update: `gan.loss` and the penalties of `gan`.
+
+  Before `gan.start` nothing of the critic moves, and its learning rate begins there.
+  """
   gan, parts = config.gan, config.gan.critic_steps
   loss = losses.make(gan.loss)
-  tx = optim.make(optimizer(config), config.train.steps * parts)
+  tx = optim.make(optimizer(config), max(config.train.steps - gan.start, 1) * parts)
 
   def update(
     state: State, batch: Batch, rng: Array, axis: str | None, count: Array
@@ -82,9 +85,10 @@ def make(
       }
     metrics |= {"critic_grad_norm": optax.tree.norm(grads), "strength": strength}
     params = optax.apply_updates(before, updates)
-    # Without a gradient weights still decay, and augmentation moves.
-    params, moved = keep_if(begun, (params, moved), (before, extra))
-    return (params, opt, moved), metrics
+    # Without a gradient weights still decay, augmentation moves, and Adam counts, whose
+    # first steps would then be too long by (1 - b1) / sqrt(1 - b2) and more.
+    old = before, state.opt["critic"], extra
+    return keep_if(begun, (params, opt, moved), old), metrics
 
   return tx, update
 

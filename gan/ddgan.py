@@ -32,6 +32,7 @@ from gan import critic, spectral
 from gan.adversarial import adversarial
 from nets import build
 from nets.layers import Dense
+from nets.modulated import normalized
 from text import encoders
 from text.cond import Cond
 
@@ -64,7 +65,7 @@ class Generator(nn.Module):
   ) -> Images:
     """Three layers for z; the paper's network ends with tanh."""
     encoded = self.text(cond)
-    vec = z * jax.lax.rsqrt(jnp.mean(z**2, -1, keepdims=True) + 1e-8)
+    vec = normalized(z)
     for _ in range(3):
       vec = jax.nn.silu(Dense(self.dim)(vec))
     if encoded.pooled is not None:

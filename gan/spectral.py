@@ -1,7 +1,8 @@
 """Spectral normalisation: each kernel divided by its largest singular value.
 
 Miyato et al. 2018 (arXiv:1802.05957), eq. 8 and algorithm 1. It acts on a tree of
-parameters, so a network need not know of it.
+parameters, so a network need not know of it. What encodes a condition keeps its own
+scale, so a logit's slope by the picture is bounded by the condition's vector.
 """
 
 import jax
@@ -13,8 +14,6 @@ from ml_collections import ConfigDict
 from core.errors import UserError
 
 Vectors = dict[str, Float[Array, " o"]]  # path of a kernel -> its singular vector
-NAMES = ("kernel", "embedding")
-
 
 # What a network does with its kernels that the norm does not go with.
 UNFIT = {
@@ -42,7 +41,7 @@ def refuse_both(config: ConfigDict) -> None:
 
 
 def init(rng: Array, params: PyTree) -> Vectors:
-  """Random unit vectors, for each kernel and table of embeddings."""
+  """Random unit vectors, one for each kernel."""
   found = {}
   for i, (path, leaf) in enumerate(_kernels(params).items()):
     u = jax.random.normal(jax.random.fold_in(rng, i), leaf.shape[-1:])
@@ -70,7 +69,7 @@ def normalise(params: PyTree, vectors: Vectors) -> tuple[PyTree, Vectors]:
 
 def _kernels(params: PyTree) -> dict[str, Array]:
   flat = traverse_util.flatten_dict(params, sep="/")
-  return {path: a for path, a in flat.items() if path.rsplit("/")[-1] in NAMES}
+  return {path: a for path, a in flat.items() if path.endswith("kernel")}
 
 
 def _unit(a: Float[Array, " n"]) -> Float[Array, " n"]:

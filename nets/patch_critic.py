@@ -7,11 +7,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from nets.batch_norm import BatchNorm
+from nets.dcgan import INIT, LEAK
 from nets.layers import Dense
 from nets.sizes import check_size
-
-INIT = nn.initializers.normal(0.02)
-LEAK = 0.2
 
 
 class Critic(nn.Module):

@@ -156,6 +156,22 @@ def test_unit_gradient_between_pairs(critic):
   assert np.isfinite(jax.grad(lambda scale: straight(scale).sum())(0.0))
 
 
+def test_gradients_of_penalties_by_the_critics_parameters(critic):
+  """With D' = A x + b, by b: of |D'|^2 2 D', of (|D'| - 1)^2 2 (|D'| - 1) D' / |D'|."""
+  found, gradient = critic
+  real, fake = normal(5, 5, 2, 2, 3), normal(6, 5, 2, 2, 3)
+  keys, zero = jax.random.split(KEY, 5), jnp.zeros(12)
+  shifted = lambda b: lambda x: found(x) + x.reshape(len(x), -1) @ b  # noqa: E731
+  got = jax.jacobian(lambda b: penalties.square_gradient(shifted(b), real))(zero)
+  np.testing.assert_allclose(got, 2 * gradient(real), rtol=1e-4, atol=1e-4)
+  unit = lambda b: penalties.unit_gradient(shifted(b), real, fake, keys)  # noqa: E731
+  u = np.array([float(jax.random.uniform(key)) for key in keys])[:, None, None, None]
+  slopes = gradient(u * real + (1 - u) * fake)
+  norms = np.linalg.norm(slopes, axis=1, keepdims=True)
+  wanted = 2 * (norms - 1) * slopes / norms
+  np.testing.assert_allclose(jax.jacobian(unit)(zero), wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_path_lengths_of_linear_synthesis():
   """|J^T y|, squares averaged over the layers, y the draw of the example's key."""
   layers, d, shape = 3, 4, (4, 2, 3)
@@ -167,6 +183,48 @@ def test_path_lengths_of_linear_synthesis():
   back = (y / np.sqrt(4 * 2) @ matrix.T).reshape(5, layers, d)
   wanted = np.sqrt((back**2).sum(-1).mean(-1))
   np.testing.assert_allclose(got, wanted, rtol=1e-5)
+  # As long as the synthesis is steep, which is what its parameters learn of them.
+  steeper = lambda a: penalties.path_lengths(  # noqa: E731
+    lambda w: a * synthesis(w), normal(9, 5, layers, d), keys
+  )
+  np.testing.assert_allclose(jax.jacobian(steeper)(2.0), wanted, rtol=1e-4)
+
+
+def test_gradients_of_penalties_by_hand(critic):
+  """What the players learn of them, by the critic's and the generator's weights."""
+  _, gradient = critic
+  matrix = gradient(np.eye(12, dtype=np.float32)) - gradient(np.zeros((1, 12)))
+  slope, x = gradient(np.zeros((1, 12)))[0], normal(3, 5, 2, 2, 3)
+  # d/db of |A x + b|^2, for R1 and R2.
+  square = lambda b: penalties.square_gradient(quadratic(matrix, b), x).sum()  # noqa: E731
+  np.testing.assert_allclose(
+    jax.grad(square)(slope), 2 * gradient(x).sum(0), rtol=1e-4, atol=1e-4
+  )
+  # d/db of (|b| - 1)^2, for WGAN-GP.
+  keys, other = jax.random.split(KEY, 5), normal(5, 5, 2, 2, 3)
+  zeros, norm = np.zeros((12, 12)), np.linalg.norm(slope)
+  unit = lambda b: penalties.unit_gradient(quadratic(zeros, b), x, other, keys).mean()  # noqa: E731
+  wanted = 2 * (norm - 1) * slope / norm
+  np.testing.assert_allclose(jax.grad(unit)(slope), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_of_the_penalty_on_path_lengths_by_hand():
+  """d/dM of (r - a)^2, r^2 = mean over layers of |M y|^2: 2 (r - a) / (3 r) M y y^T."""
+  matrix, keys, mean = normal(8, 3, 4, 24), jax.random.split(KEY, 5), 0.7
+
+  def total(matrix):
+    synthesis = lambda w: jnp.einsum("bld,ldo->bo", w, matrix).reshape(-1, 4, 2, 3)  # noqa: E731
+    return (
+      (penalties.path_lengths(synthesis, normal(9, 5, 3, 4), keys) - mean) ** 2
+    ).sum()
+
+  y = np.stack([np.asarray(jax.random.normal(key, (4, 2, 3))).ravel() for key in keys])
+  y = y / np.sqrt(4 * 2)
+  back = np.einsum("ldo,bo->bld", matrix, y)
+  lengths = np.sqrt((back**2).sum(-1).mean(-1))
+  each = 2 * (lengths - mean) / (3 * lengths)
+  wanted = np.einsum("b,bld,bo->ldo", each, back, y)
+  np.testing.assert_allclose(jax.grad(total)(matrix), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_neighbours_swap_pairs():
@@ -194,7 +252,6 @@ def test_conditions_are_alike_only_if_all_of_them_is():
 PARAMS = {
   "conv": {"kernel": normal(10, 3, 3, 4, 6), "bias": normal(11, 6)},
   "dense": {"kernel": normal(12, 7, 5)},
-  "table": {"embedding": normal(13, 3, 8)},
 }
 
 
@@ -208,7 +265,7 @@ def settled(params, rounds=1000):
 def test_spectral_norm_against_numpys_svd():
   vectors = settled(PARAMS)
   got, moved = spectral.normalise(PARAMS, vectors)
-  assert vectors.keys() == {"conv/kernel", "dense/kernel", "table/embedding"}
+  assert vectors.keys() == {"conv/kernel", "dense/kernel"}
   np.testing.assert_array_equal(got["conv"]["bias"], PARAMS["conv"]["bias"])
   for path, u in moved.items():
     module, leaf = path.split("/")

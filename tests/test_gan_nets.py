@@ -195,14 +195,58 @@ def test_a_patchs_condition_is_a_projection_at_its_place():
   assert np.abs(net.apply({"params": params}, x, vec) - without).min() > 1e-4
 
 
-def test_a_block_of_the_residual_generator_and_critic():
-  """A 1x1 convolution may change places with doubling, and with the mean of 2x2."""
-  x, conv = normal(0, 2, 4, 4, 3), nn.Conv(5, (1, 1))
-  params = noisy(conv.init(KEY, x))
-  first = double(conv.apply(params, x))
-  np.testing.assert_allclose(first, conv.apply(params, double(x)), atol=1e-5)
-  first = halve(conv.apply(params, x))
-  np.testing.assert_allclose(first, conv.apply(params, halve(x)), atol=1e-5)
+def convolved(params, x):
+  """A 3x3 convolution of the same size."""
+  return nn.Conv(params["bias"].size, (3, 3)).apply({"params": params}, x)
+
+
+def linear(params, x):
+  return x @ params["kernel"] + params["bias"]
+
+
+def test_residual_generator_by_hand():
+  """Miyato et al. 2018, figure 9b and table 4, with BigGAN's noise for every block."""
+  net = resnet_gan.Generator((8, 8, 3), (4, 5, 6), chunks=True)
+  z, vec = normal(0, 4, 7), normal(1, 4, 3)
+  p = noisy(net.init(KEY, z, vec)["params"])
+  got, _ = net.apply({"params": p}, z, vec, training=True, mutable=["batch_stats"])
+
+  def norm(name, x, told=None):
+    y = (x - x.mean((0, 1, 2))) / jnp.sqrt(x.var((0, 1, 2)) + 1e-5)
+    if told is None:
+      return jax.nn.relu(p[name]["scale"] * y + p[name]["bias"])
+    scale, bias = (told @ p[name][key]["kernel"] for key in ("scale", "bias"))
+    return jax.nn.relu((1 + scale[:, None, None]) * y + bias[:, None, None])
+
+  # Seven numbers in three parts: 3, 2, 2.
+  x = linear(p["in"], z[:, :3]).reshape(4, 2, 2, 6)
+  for level, part in enumerate((z[:, 3:5], z[:, 5:])):
+    told, name = jnp.concatenate([vec, part], -1), f"block_{level}"
+    y = convolved(p[f"{name}_conv_0"], double(norm(f"{name}_norm_0", x, told)))
+    y = convolved(p[f"{name}_conv_1"], norm(f"{name}_norm_1", y, told))
+    x = y + linear(p[f"{name}_shortcut"], double(x))
+  wanted = jnp.tanh(convolved(p["out"], norm("norm", x)))
+  np.testing.assert_allclose(got, wanted, atol=1e-3)
+
+
+def test_residual_critic_by_hand():
+  """Miyato et al. 2018, figure 9 and table 4: halved, halved, and one that is not."""
+  net = resnet_gan.Critic((5, 6), extra=1)
+  x, vec = normal(0, 2, 8, 8, 3), normal(1, 2, 4)
+  p = noisy(net.init(KEY, x, vec)["params"])
+  relu = jax.nn.relu
+  got = net.apply({"params": p}, x, vec)
+  y = convolved(p["block_0_conv_1"], relu(convolved(p["block_0_conv_0"], x)))
+  x = halve(y) + linear(p["block_0_shortcut"], halve(x))
+  y = convolved(p["block_1_conv_0"], relu(x))
+  assert y.shape[-1] == 5  # as wide as what the block is given
+  y = convolved(p["block_1_conv_1"], relu(y))
+  x = halve(y) + halve(linear(p["block_1_shortcut"], x))
+  y = convolved(p["block_2_conv_0"], relu(x))
+  x = x + convolved(p["block_2_conv_1"], relu(y))
+  features = relu(x).sum((1, 2))
+  own = (vec @ p["condition"]["kernel"] * features).sum(-1)
+  np.testing.assert_allclose(got, linear(p["logit"], features)[:, 0] + own, rtol=1e-3)
 
 
 @pytest.mark.parametrize("net", [dcgan.Generator, resnet_gan.Generator])

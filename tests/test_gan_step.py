@@ -225,6 +225,24 @@ def test_critics_term_counts_from_its_start_on():
   np.testing.assert_allclose(after_first, [-2.5, -3.5], rtol=1e-6)
 
 
+def test_a_critic_that_has_waited_begins_as_one_that_has_not():
+  """With Adam's first step and the whole learning rate, of which nothing is left then.
+
+  Had Adam counted the wait, the step would be (1 - b1) / sqrt(1 - b2) = 16 times that.
+  """
+  config = make_config(loss="wasserstein", start=3)
+  config.optim.update({"b2": 0.999, "schedule": "linear"})
+  config.train.steps = 5
+  states, _ = steps(make(config), 5)
+  for before, waited in zip(states[:3], states[1:4], strict=True):
+    for part in ("params", "opt"):
+      assert_same(getattr(before, part)["critic"], getattr(waited, part)["critic"])
+  slopes = [np.asarray(state.params["critic"]["slope"]) for state in states[3:]]
+  first, second = np.abs(np.diff(slopes, axis=0))
+  np.testing.assert_allclose(first, RATE, rtol=1e-4)
+  assert (second < 0.55 * RATE).all()
+
+
 @pytest.mark.parametrize("scan", [True, False])
 def test_critic_is_updated_more_often_each_time_by_its_own_part(scan):
   config = make_config(loss="wasserstein", critic_steps=2)

@@ -269,6 +269,40 @@ def test_critic_reads_everything_and_does_not_depend_on_the_cut(conditional):
     assert (np.abs(score(given, x, vec + normal(5, 8, 3)) - y) > 1e-6).all()
 
 
+def test_critic_by_hand():
+  """Figure 7c of the paper, residual: (shortcut + branch) / sqrt(2)."""
+  net = Critic((6, 8), layers=1, group=2)
+  x, vec = normal(0, 4, 8, 8, 3), normal(1, 4, 5)
+  made = jax.jit(net.init)(KEY, x, vec)
+  p = jax.tree.map(lambda a: a + 0.2 * normal(2, *a.shape), made)["params"]
+  leaky = modulated.leaky
+
+  def scaled(name):
+    kernel = p[name]["kernel"]
+    return kernel / math.sqrt(kernel[..., 0].size)
+
+  def conv(name, x):
+    return leaky(resample.conv(x, scaled(name)) + p[name]["bias"])
+
+  def dense(name, x):
+    return x @ scaled(name) + p[name]["bias"]
+
+  y = conv("in", x)
+  branch = resample.halved_conv(conv("down_0_conv_0", y), scaled("down_0_conv_1"))
+  branch = leaky(branch + p["down_0_conv_1"]["bias"])
+  shortcut = resample.conv(resample.halved(y), scaled("down_0_shortcut"))
+  y = minibatch_std((branch + shortcut) / math.sqrt(2), 2)
+  y = leaky(dense("out_dense", conv("out_conv", y).reshape(4, -1)))
+  own = p["mapper"]
+  told = modulated.normalized(
+    vec @ own["embed"]["kernel"] / math.sqrt(5) + own["embed"]["bias"]
+  )
+  mapped = told @ (0.01 * own["dense_0"]["kernel"]) / math.sqrt(8)
+  told = leaky(mapped + 0.01 * own["dense_0"]["bias"])
+  want = (dense("out", y) * told).sum(-1) / math.sqrt(8)
+  np.testing.assert_allclose(net.apply({"params": p}, x, vec), want, rtol=1e-3)
+
+
 def test_computation_in_bfloat16():
   net = generator().clone(dtype=jnp.bfloat16)
   z, vec = normal(3, 4, 5), normal(4, 4, 3)

@@ -2,9 +2,9 @@
 
 The default is its CIFAR-10 model: ResNets with spectral norm in both, classes by
 conditional batch norm and projection, four updates of the critic for one of the
-generator, Adam at 2e-4 with betas 0 and 0.999, batches of 50: FID 14.73 (appendix C,
-as others cite it). Differences: batches of 52, since the critic takes pictures in
-pairs; no orthogonal regularisation, which the paper needs for truncation.
+generator, Adam at 2e-4 with betas 0 and 0.999, batches of 50, on one device: FID 14.73
+(appendix C, as others cite it). Difference: no orthogonal regularisation, which the
+paper needs for truncation.
 
 Variants:
   :imagenet128    96 channels, noise for every block, attention at 64x64, batches of
@@ -28,7 +28,7 @@ def get_config(variant: str = "") -> ConfigDict:
   c.gan.loss, c.gan.spectral_norm, c.gan.critic_steps = "hinge", "both", 4
   c.gan.init, c.gan.widths, c.gan.extra = "orthogonal", (256, 256), 2
   c.model.widths, c.model.attention = (256,) * 4, ()
-  c.text.encoder, c.text.classes, c.data.batch_size = "label", 10, 4 * 52
+  c.text.encoder, c.text.classes, c.data.batch_size = "label", 10, 4 * 50
   c.optim.learning_rate, c.optim.b1 = 2e-4, 0.0
   c.optim.ema_decay, c.train.steps = 0.9999, 125_000
   match variant:

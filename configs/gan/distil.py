@@ -61,7 +61,5 @@ def small(c: ConfigDict) -> None:
   """A critic, and a short training, for CPUs."""
   c.gan.widths, c.gan.mapping_layers = (16, 32, 64, 64), 2
   c.gan.r1, c.gan.penalty_every = 0.5, 4
-  # A CPU takes gradients of convolutions slowly inside a loop.
-  c.model.scan = False
   c.optim.learning_rate, c.optim.ema, c.optim.ema_decay = 1e-4, "warmup", 0.995
   c.train.steps = 2000

@@ -2,7 +2,8 @@
 
 Glow as in configs/flows/glow.py with DCGAN's critic: `gan.weight` is the paper's
 1 / lambda, with likelihoods in bits a dimension. The paper has RealNVP and WGAN-GP's
-loss: likelihoods nearly as good as without a critic, and sharper pictures (table 1).
+loss; on CIFAR-10 4.21 bits and an Inception score of 3.90, without a critic 3.54 and
+2.92, without the likelihood 8.53 and 5.76 (table 2; from memory).
 
 Variants:
   :fashion_mnist  class to 32x32 grey pictures, in minutes on two CPU cores.
@@ -27,7 +28,7 @@ def get_config(variant: str = "") -> ConfigDict:
   vae_gan.judged(c)
   c.gan.weight = 0.05
   if not variant:
-    c.gan.widths = (128, 256, 512)
+    c.gan.widths, c.model.scan = (128, 256, 512), True
   elif variant != "tiny":
     # At 0.05 and Glow's own rate the loss is no number after 90 steps.
     c.gan.weight, c.optim.learning_rate = 0.01, 5e-4

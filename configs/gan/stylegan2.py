@@ -5,7 +5,8 @@ tuning") without classes: 512 channels at every resolution, no mixed styles, no 
 lengths, R1 of 0.01, Adam at 2.5e-3 with betas 0 and 0.99, batches of 64: FID 2.92
 (figure 11). Differences: bilinear transformations, see `gan/augment.py`; a residual
 critic, which sees how much four pictures differ: the paper's has no shortcuts here, and
-sees 32.
+sees 32; a lazy penalty is part of an update, the paper's one of its own, with Adam's
+numbers adjusted.
 
 Variants:
   :ffhq1024       config F: R1 of 10 at every 16th update, path lengths, mixed styles,

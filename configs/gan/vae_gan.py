@@ -32,5 +32,5 @@ def judged(c: ConfigDict) -> None:
   c.gan, c.noise = base.gan(), base.noise()
   c.gan.family, c.family = c.family, "gan.hybrid"
   c.gan.widths, c.gan.learning_rate = (32, 64, 128), 2e-4
-  # A CPU takes gradients of convolutions slowly inside a loop.
+  # As `dcgan.shared` has it.
   c.model.scan = False
