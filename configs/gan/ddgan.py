@@ -1,14 +1,13 @@
 """Denoising diffusion GAN (Xiao et al. 2022, arXiv:2112.07804).
 
 The default is the paper's CIFAR-10 model: four steps, U-Net of 128 channels, R1 of 0.05
-at every 15th update, Adam at 1.6e-4 with betas 0.5 and 0.9, batches of 256, mirrored
-as in its code, 400,000 updates: FID 3.75 (table 2); `noise.timesteps` 1 has 14.6, and
-no z 20.6.
-Differences: this code's U-Net and StyleGAN2's residual critic, no cosine of the rates.
-R1 is due at every 15th update and counts 15 times here, which the paper's code leaves
-out: it has a fifteenth of the 0.05. The critic's rate is 2e-3, not 1.25e-4: its weights
-start from N(0, 1) and are scaled in use, by a sixteenth at a fan-in of 256, so that a
-step of a plain rate moves it less.
+at every 15th update, Adam at 1.6e-4 with betas 0.5 and 0.9, batches of 256, mirrored as
+in its code, 400,000 updates: FID 3.75 (table 2); `noise.timesteps` 1 has 14.6, and no z
+20.6. Differences: this code's U-Net and StyleGAN2's residual critic, no cosine of the
+rates. R1 is due at every 15th update and counts 15 times here, which the paper's code
+leaves out: it has a fifteenth of the 0.05, for which the code's command has 0.02. The
+critic's rate is 2e-3, not 1.25e-4: its weights start from N(0, 1) and are scaled in
+use, by a sixteenth at a fan-in of 256, so that a step of a plain rate moves it less.
 
 Variants:
   :fashion_mnist  class to 32x32 grey pictures, in tens of minutes on two CPU cores.
