@@ -46,7 +46,7 @@ CONFIGS = {
   "configs/vae/vq.py": "",
   "configs/vae/kl.py": "",
   "configs/gan/r3gan.py": "",
-  "configs/gan/biggan.py": "",
+  "configs/gan/biggan.py:imagenet128": "",
   "configs/gan/stylegan2.py:ffhq1024": "",
   "configs/diffusion/ddpm.py": "",
   "configs/diffusion/edm.py": "",
