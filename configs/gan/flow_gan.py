@@ -25,10 +25,10 @@ def get_config(variant: str = "") -> ConfigDict:
   if variant not in ("", *VARIANTS):
     raise base.unknown_variant(variant, VARIANTS)
   c = glow.get_config(variant)
-  vae_gan.judged(c)
+  vae_gan.judged(c, variant)
   c.gan.weight = 0.05
   if not variant:
-    c.gan.widths, c.model.scan = (128, 256, 512), True
+    c.gan.widths = (128, 256, 512)
   elif variant != "tiny":
     # At 0.05 and Glow's own rate the loss is no number after 90 steps.
     c.gan.weight, c.optim.learning_rate = 0.01, 5e-4

@@ -20,17 +20,18 @@ from configs.vae import vae
 def get_config(variant: str = "") -> ConfigDict:
   """The config of a variant."""
   c = vae.get_config(variant)
-  judged(c)
+  judged(c, variant)
   c.gan.weight = 0.05
   if variant == "tiny":
     base.tiny(c)
   return c
 
 
-def judged(c: ConfigDict) -> None:
-  """Adds a critic to a config."""
+def judged(c: ConfigDict, variant: str) -> None:
+  """Adds a critic to the config of a variant."""
   c.gan, c.noise = base.gan(), base.noise()
   c.gan.family, c.family = c.family, "gan.hybrid"
   c.gan.widths, c.gan.learning_rate = (32, 64, 128), 2e-4
-  # As `dcgan.shared` has it.
-  c.model.scan = False
+  if variant:
+    # As `dcgan.shared` has it.
+    c.model.scan = False

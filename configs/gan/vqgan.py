@@ -36,7 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
   of_kl = variant.startswith("kl")
   size = variant.removeprefix("kl").removeprefix("_")
   c = (kl if of_kl else vq).get_config(size)
-  vae_gan.judged(c)
+  vae_gan.judged(c, size)
   c.gan.critic, c.gan.loss, c.gan.adaptive = "patch", "hinge", True
   c.gan.weight, c.gan.learning_rate = 0.5 if of_kl else 0.8, 0.0
   if size:
