@@ -2,9 +2,10 @@
 
 The default is its CIFAR-10 model: ResNets with spectral norm in both, classes by
 conditional batch norm and projection, four updates of the critic for one of the
-generator, Adam at 2e-4 with betas 0 and 0.999, batches of 50, on one device: FID 14.73
-(appendix C, as others cite it). Difference: no orthogonal regularisation, which the
-paper needs for truncation.
+generator, Adam at 2e-4 with betas 0 and 0.999, batches of 50, which one device
+takes: FID 14.73 (appendix C, as others cite it). Differences: no orthogonal
+regularisation, which the paper needs for truncation; the critic's table of classes has
+no spectral norm.
 
 Variants:
   :imagenet128    96 channels, noise for every block, attention at 64x64, batches of

@@ -42,8 +42,8 @@ def small(c: ConfigDict) -> None:
   """Networks for CPUs."""
   c.gan.widths, c.model.widths = (16, 32, 64, 64), (32, 64, 64)
   c.model.blocks, c.model.attention, c.model.head_dim = 1, (), 32
-  # Where each of the 32 channels had a norm of its own pictures had a white disc:
-  # what Karras et al. 2020 (arXiv:1912.04958), section 2, found of instance norm.
+  # With a norm for each of the 32 channels there was a white disc in each picture, as
+  # Karras et al. 2020 (arXiv:1912.04958), section 2, found with instance norm.
   c.model.groups = 4
   # By eye as good after 500 steps as the paper's 1.6e-4 after 1,000.
   c.optim.learning_rate = 5e-4
