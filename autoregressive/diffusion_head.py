@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
-from autoregressive import sampling
 from core import checks, noise
 from core.errors import UserError, unknown
+from core.family import keys_at
 
 # (noisy vectors, logsnr of each) -> the network's prediction of each.
 Denoise = Callable[[Float[Array, "n k v"], Float[Array, "n k"]], Float[Array, "n k v"]]
@@ -96,7 +96,7 @@ def draw(
   grid = jnp.append(schedule.logsnr(times), jnp.inf)
 
   def normal(j: Array | int) -> Float[Array, "a v"]:
-    return noise.normals(sampling.keys_at(flat, j), (width,))
+    return noise.normals(keys_at(flat, j), (width,))
 
   def step(x_t: Array, j: Array) -> tuple[Array, None]:
     found = denoise(x_t.reshape(shape), jnp.full(keys.shape, grid[j]))

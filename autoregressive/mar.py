@@ -23,6 +23,7 @@ from core.family import (
   Spec,
   check_spec,
   example_keys,
+  keys_at,
   sample_keys,
 )
 from nets import build
@@ -107,7 +108,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     n, keys, rows = len(x), sample_keys(rng, len(x)), jnp.arange(len(x))[:, None]
     cond = cond.with_null() if guides else cond.replace(negative=None)
     shuffle = jax.vmap(lambda key: jax.random.uniform(key, (length,)))
-    order = jnp.argsort(shuffle(sampling.keys_at(keys, 0)), axis=1)
+    order = jnp.argsort(shuffle(keys_at(keys, 0)), axis=1)
 
     def body(carry: tuple, i: Array) -> tuple[tuple, None]:
       canvas, left, film = carry

@@ -20,6 +20,7 @@ from core.family import (
   Samples,
   Spec,
   example_keys,
+  keys_at,
   sample_keys,
 )
 from core.levels import bits
@@ -114,7 +115,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
       found = sampling.draw(sampling.filtered(logits, settings), keys, 2 * i)
       found = jnp.where(canvas.hidden, found, canvas.numbers)
       noise = jax.vmap(lambda key: jax.random.gumbel(key, (length,)))(
-        sampling.keys_at(keys, 2 * i + 1)
+        keys_at(keys, 2 * i + 1)
       )
       tau = config.sample.choice_temperature * (1 - (i + 1) / steps)
       sure = -sequence.cross_entropy(logits, found) + tau * noise

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
-from autoregressive import sampling, sequence
+from autoregressive import sequence
 from autoregressive.settings import refuse_others
 from core import checks, logistic_mixture
 from core.family import (
@@ -20,6 +20,7 @@ from core.family import (
   Samples,
   Spec,
   check_spec,
+  keys_at,
   sample_keys,
 )
 from core.levels import bits, from_levels, to_levels, total
@@ -90,7 +91,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     def body(canvas: Array, i: Array) -> tuple[Array, None]:
       row, column = i // width, i % width
       found = net.apply({"params": params["net"]}, canvas, encoded)[:, row, column]
-      own = sampling.keys_at(keys, i)
+      own = keys_at(keys, i)
       pixel = logistic_mixture.draw(found, own, channels, components)
       return canvas.at[:, row, column].set(pixel), None
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
 from core.errors import UserError, unknown
+from core.family import keys_at
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -97,8 +98,3 @@ def draw(
   """The i-th draw of each sample."""
   found = jax.vmap(jax.random.categorical)(keys_at(keys, i), logits)
   return found.astype(jnp.int32)
-
-
-def keys_at(keys: Key[Array, " n"], i: Int[Array, ""] | int) -> Key[Array, " n"]:
-  """The key of each sample's draw i."""
-  return jax.vmap(jax.random.fold_in, (0, None))(keys, i)

@@ -259,6 +259,13 @@ def example_keys(rng: Key[Array, "*n"], ids: UInt32[Array, " b"]) -> Key[Array, 
   return jax.vmap(jax.random.fold_in, (None, 0))(rng, ids)
 
 
+def keys_at(
+  keys: Key[Array, " n"], i: Int[Array, ""] | UInt32[Array, ""] | int
+) -> Key[Array, " n"]:
+  """The key of draw i of each example."""
+  return jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+
+
 def sample_keys(rng: Key[Array, "*n"], n: int) -> Key[Array, " n"]:
   """`example_keys` for n samples, numbered from 0."""
   return example_keys(rng, jnp.arange(n, dtype=jnp.uint32))

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from core import noise
 from core.edits import slerp
-from core.family import Given, Samples, sample_keys
+from core.family import Given, Samples, keys_at, sample_keys
 from diffusion import sampler as samplers
 from diffusion.denoiser import Model, degraded
 from diffusion.guidance import guidance, threshold
@@ -51,7 +51,7 @@ def denoiser(
   ) -> Denoise:
     n = len(keys)
     if model.low_size:
-      own = jax.vmap(jax.random.fold_in, (0, None))(keys, 2**32 - 2)
+      own = keys_at(keys, 2**32 - 2)
       level = jnp.full(n, settings.augmentation)
       cond = degraded(cond, own, level, model.low_size)
     leads = lead._replace(scale=scale)
@@ -249,6 +249,5 @@ def noised(
   schedule: noise.Schedule,
 ) -> Float[Array, "n ..."]:
   """alpha x + sigma eps, eps from each key."""
-  own = jax.vmap(jax.random.fold_in, (0, None))(keys, 2**32 - 3)
-  eps = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(own)
+  eps = noise.normals(keys_at(keys, 2**32 - 3), images.shape[1:])
   return noise.diffuse(images, eps, jnp.full(len(images), logsnr), schedule.scaling)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
 from core import levels, noise
-from core.family import Batch, example_keys
+from core.family import Batch, example_keys, keys_at
 from core.noise import Schedule
 from diffusion import likelihood
 from diffusion.denoiser import Model, degraded
@@ -69,7 +69,7 @@ def bounds(config: ConfigDict, model: Model) -> dict[str, Eval]:
 
     def at(i: Array, index: Float[Array, " b"]) -> Float[Array, " b"]:
       t = jnp.minimum(index / steps, 1)  # compiled, T / T may be just above
-      eps = normal(jax.vmap(jax.random.fold_in, (0, None))(keys[:, 1], i))
+      eps = normal(keys_at(keys[:, 1], i))
       logsnr = schedule.logsnr(t)
       x_t = noise.diffuse(x, eps, logsnr, schedule.scaling)
       x_hat, fraction = denoise(x_t, logsnr)
@@ -101,7 +101,7 @@ def bounds(config: ConfigDict, model: Model) -> dict[str, Eval]:
     def stratum(i: Array) -> Float[Array, " b"]:
       # Evenly in logsnr: only its ends matter (VDM, eq. 18), and no level is too rare.
       logsnr = low + (high - low) * (i + shift) / count
-      eps = normal(jax.vmap(jax.random.fold_in, (0, None))(keys[:, 1], i))
+      eps = normal(keys_at(keys[:, 1], i))
       x_t = noise.diffuse(x, eps, logsnr, schedule.scaling)
       x_hat, _ = denoise(x_t, logsnr)
       # |eps - eps_hat|^2 = SNR |x - x_hat|^2

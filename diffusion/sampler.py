@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 from core import noise as noises
 from core import ode
 from core.errors import UserError
-from core.family import Samples
+from core.family import Samples, keys_at
 from core.noise import Scaling, Schedule
 from diffusion import solvers
 from diffusion.settings import ETA, Denoise, Estimate, Settings, time_grid
@@ -38,8 +38,7 @@ def draw(
   keys: Key[Array, " n"], i: Int[Array, ""] | int, shape: tuple[int, ...]
 ) -> Float[Array, "n ..."]:
   """The i-th standard normal draw of each sample."""
-  own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-  return jax.vmap(lambda key: jax.random.normal(key, shape))(own)
+  return noises.normals(keys_at(keys, i), shape)
 
 
 class _State(NamedTuple):

@@ -27,6 +27,7 @@ from core.family import (
   Spec,
   check_spec,
   example_keys,
+  keys_at,
   sample_keys,
 )
 from core.levels import BIN, bits, log_normal
@@ -159,7 +160,7 @@ def family(
     """
     x, log_q = noise.draw(params["dequantizer"], x, keys, cond)
     x, entered = entry.forward((), x, cond)
-    own = jax.vmap(jax.random.fold_in, (0, None))(keys, 0)
+    own = keys_at(keys, 0)
     z, logdet, *rest = use(params["flow"], x, cond, own)
     width = dims * math.log(BIN) if spec.pixels else 0.0
     return log_normal(z) + logdet + entered - log_q + width, rest
@@ -193,8 +194,7 @@ def family(
     """i -> the log likelihood by draw i of the noise."""
     x, keys = jnp.asarray(batch["x"]), example_keys(rng, batch["_id"])
     cond = encode(params, batch["cond"])
-    fold = jax.vmap(jax.random.fold_in, (0, None))
-    return lambda i: log_likelihood(params, x, cond, fold(keys, i), uses.score)[0]
+    return lambda i: log_likelihood(params, x, cond, keys_at(keys, i), uses.score)[0]
 
   def bpd(params: PyTree, batch: Batch, rng: Array) -> Float[Array, " b"]:
     return bits(-draws(params, batch, rng)(jnp.asarray(0)), dims)

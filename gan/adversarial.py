@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from core import checks, ema, optim
 from core.errors import UserError
-from core.family import Batch, Family, Metrics, State, Watch, example_keys
+from core.family import Batch, Family, Metrics, State, Watch, example_keys, keys_at
 from core.step import count_skipped, keep_if, updates_done
 from gan import critic_step, losses, penalties, rows
 from gan.critic import Critic
@@ -115,7 +115,7 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
       play = objective.play(weights(state, params), batch, playing, axis)
 
       def judge(x: Array, branch: int) -> Float[Array, "b ..."]:
-        own = jax.vmap(jax.random.fold_in, (0, None))(keys, branch)
+        own = keys_at(keys, branch)
         return critic.judge(ready, x, batch["cond"], play, own, extra["strength"], axis)
 
       found = loss.generator(judge(play.reals, 0), judge(play.fakes, 1))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from core.errors import UserError, unknown
+from core.family import keys_at
 
 
 def diff_augment(
@@ -21,7 +22,7 @@ def diff_augment(
   are three channels.
   """
   for i, name in enumerate(policy):
-    own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+    own = keys_at(keys, i)
     x = jax.vmap(POLICIES[name])(own, x)
   return x
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
 from core import optim
-from core.family import Batch, Metrics, Objective, State, example_keys
+from core.family import Batch, Metrics, Objective, State, example_keys, keys_at
 from core.step import keep_if, updates_done
 from gan import augment, losses, penalties, rows
 from gan.critic import Critic
@@ -48,7 +48,7 @@ def make(
       ready, moved = critic.ready(params, extra)
 
       def judge(x: Array, branch: int, cond: Cond = cond) -> Float[Array, "b ..."]:
-        own = jax.vmap(jax.random.fold_in, (0, None))(keys, branch)
+        own = keys_at(keys, branch)
         return critic.judge(ready, x, cond, play, own, strength, axis)
 
       real, fake = judge(play.reals, 0), judge(play.fakes, 1)

@@ -26,6 +26,7 @@ from core.family import (
   State,
   check_spec,
   example_keys,
+  keys_at,
   sample_keys,
 )
 from gan import critic, spectral
@@ -143,15 +144,14 @@ def make(config: ConfigDict, spec: Spec) -> Family:
 
   def sample(state: State, rng: Array, cond: Any, n: int) -> Samples:
     keys, cond = sample_keys(rng, n), cond.replace(negative=None)
-    fold = jax.vmap(jax.random.fold_in, (0, None))
 
     def down(x_t: Images, i: Int[Array, ""]) -> tuple[Images, Images]:
-      draws, last = jax.vmap(jax.random.split, out_axes=1)(fold(keys, i))
+      draws, last = jax.vmap(jax.random.split, out_axes=1)(keys_at(keys, i))
       each = jnp.full(n, i)
       x = estimate(state.ema["generator"], x_t, each, cond, draws)
       return posterior(x, x_t, each, noise.normals(last, spec.shape)), x
 
-    start = noise.normals(fold(keys, 0), spec.shape)
+    start = noise.normals(keys_at(keys, 0), spec.shape)
     images, stages = jax.lax.scan(down, start, jnp.arange(total, 0, -1))
     frames = jnp.linspace(0, total - 1, config.sample.frames).round().astype(int)
     # The last step returns the estimate itself.

@@ -23,6 +23,7 @@ from core.family import (
   State,
   Tracked,
   example_keys,
+  keys_at,
   sample_keys,
 )
 from gan import critic, spectral
@@ -122,7 +123,7 @@ def make(config: ConfigDict, spec: Spec, teacher: PyTree = None) -> Family:
     after = jnp.append(at[1:], jnp.inf)
 
     def fresh(i: Array | int) -> Images:
-      return noise.normals(jax.vmap(jax.random.fold_in, (0, None))(keys, i), spec.shape)
+      return noise.normals(keys_at(keys, i), spec.shape)
 
     def down(x_t: Images, given: tuple[Array, Array, Array]) -> tuple[Images, Images]:
       i, logsnr, after = given

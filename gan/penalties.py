@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from ml_collections import ConfigDict
 
 from core.errors import UserError
-from core.family import Play
+from core.family import Play, keys_at
 
 Images = Float[Array, "b h w c"]
 Critic = Callable[[Images], Float[Array, "b ..."]]
@@ -54,7 +54,7 @@ def of_critic(
     if gan.r2:
       found += gan.r2 / 2 * square_gradient(lambda x: judge(x, 1), play.fakes)
     if gan.gradient_penalty:
-      between = jax.vmap(jax.random.fold_in, (0, None))(keys, 3)
+      between = keys_at(keys, 3)
       found += gan.gradient_penalty * unit_gradient(
         lambda x: judge(x, 0), play.reals, play.fakes, between
       )

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
+from core import noise
+from core.family import keys_at
 from nets.modulated import (
   NORMAL,
   EqualConv,
@@ -149,8 +151,7 @@ def _noise(keys: Array | None, layer: int, shape: tuple[int, ...]) -> Array | No
   """[b, h, w, 1] of N(0, 1), each example's from its key."""
   if keys is None:
     return None
-  own = jax.vmap(jax.random.fold_in, (0, None))(keys, layer)
-  return jax.vmap(lambda key: jax.random.normal(key, (*shape[1:3], 1)))(own)
+  return noise.normals(keys_at(keys, layer), (*shape[1:3], 1))
 
 
 class Critic(nn.Module):

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from core.errors import UserError
-from core.family import Family, Samples, State, sample_keys
+from core.family import Family, Samples, State, keys_at, sample_keys
 from core.parallel import Parallel
 from core.workdir import reopen_workdir, resolved
 from pipelines import build, embeddings, similarity
@@ -90,7 +90,7 @@ def composed(parts: Mapping[str, Stage]) -> Family:
     keys, films, images, nfe = sample_keys(rng, n), [], None, 0
     pictures = True
     for i, (name, part) in enumerate(parts.items()):
-      own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+      own = keys_at(keys, i)
       read, weights = cond[name], state.ema[name]
       if images is not None and pictures:
         read = read.replace(image=images)

@@ -10,7 +10,7 @@ import pytest
 from core import family as families
 from core import noise
 from core.errors import UserError
-from core.family import Denoiser, Spec
+from core.family import Denoiser, Spec, keys_at
 from core.workdir import open_workdir
 from gan import distil
 from pipelines import build
@@ -188,7 +188,7 @@ def test_a_student_starts_as_its_teacher_and_outlives_it(tmp_path):
   denoiser = families.make(teacher, spec).denoiser
   samples = jax.jit(lambda state: family.sample(state, KEY, batch["cond"], 8))(again)
   keys = families.sample_keys(KEY, 8)
-  first = noise.normals(jax.vmap(jax.random.fold_in, (0, None))(keys, 0), spec.shape)
+  first = noise.normals(keys_at(keys, 0), spec.shape)
   logsnr = denoiser.schedule.logsnr(jnp.ones(8))
   start = noise.prior_std(logsnr[0], "rf") * first
   x_hat = jax.jit(denoiser.estimate)(theirs, start, logsnr, batch["cond"])

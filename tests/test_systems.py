@@ -14,7 +14,7 @@ from configs import base
 from core import cli, limits
 from core.checkpoint import Checkpoints
 from core.errors import UserError
-from core.family import Batch, Family, Given, Samples, Spec, State, sample_keys
+from core.family import Batch, Family, Given, Samples, Spec, State, keys_at, sample_keys
 from core.family import make as make_family
 from core.workdir import check_same, open_workdir, read_config, resolved
 from pipelines import (
@@ -355,14 +355,15 @@ def test_a_cascade_draws_what_its_stages_would(tmp_path: Path) -> None:
   cond = inputs.conditions(front, ["colour 1", "colour 2"], [0, 0])
   keys = sample_keys(jax.random.key(3), 2)
   drawn = jax.jit(lambda *a: family.sample(*a, 2))(whole, keys, cond)
-  fold = jax.vmap(jax.random.fold_in, (0, None))
   (small, s_state), (large, l_state) = saved["small"], saved["large"]
-  first = jax.jit(lambda *a: small.sample(*a, 2))(s_state, fold(keys, 0), cond["small"])
+  first = jax.jit(lambda *a: small.sample(*a, 2))(
+    s_state, keys_at(keys, 0), cond["small"]
+  )
   given = cond["large"].replace(image=first.images)
   draw = jax.jit(lambda *a: large.sample(*a, 2))
-  second = draw(l_state, fold(keys, 1), given)
+  second = draw(l_state, keys_at(keys, 1), given)
   np.testing.assert_allclose(drawn.images, second.images, atol=1e-5)
-  other = draw(l_state, fold(keys, 1), given.replace(image=-first.images))
+  other = draw(l_state, keys_at(keys, 1), given.replace(image=-first.images))
   assert np.abs(second.images - other.images).max() > 0.01
   assert (drawn.nfe == first.nfe + second.nfe).all()
 
@@ -384,10 +385,9 @@ def test_a_prior_and_a_decoder_draw_what_they_would_in_turn(tmp_path: Path) -> N
   cond = inputs.conditions(front, ["colour 1", "colour 2"], [0, 0])
   keys = sample_keys(jax.random.key(3), 2)
   drawn = jax.jit(lambda *a: family.sample(*a, 2))(whole, keys, cond)
-  fold = jax.vmap(jax.random.fold_in, (0, None))
   (prior, state), (components, pca) = saved["prior"], saved["components"]
   draw = jax.jit(lambda *a: prior.sample(*a, 2).images)
-  asked = [fold(fold(keys, 0), j) for j in range(2)]
+  asked = [keys_at(keys_at(keys, 0), j) for j in range(2)]
   tokens = [
     draw(state, own, similarity.upper_half(own, cond["prior"])) for own in asked
   ]
@@ -398,9 +398,9 @@ def test_a_prior_and_a_decoder_draw_what_they_would_in_turn(tmp_path: Path) -> N
   decoder, state = saved["decoder"]
   draw = jax.jit(lambda *a: decoder.sample(*a, 2).images)
   given = cond["decoder"].replace(embedding=nearer)
-  images = draw(state, fold(keys, 1), given)
+  images = draw(state, keys_at(keys, 1), given)
   np.testing.assert_allclose(drawn.images, images, atol=1e-4)
-  assert np.abs(images - draw(state, fold(keys, 1), cond["decoder"])).max() > 0.01
+  assert np.abs(images - draw(state, keys_at(keys, 1), cond["decoder"])).max() > 0.01
   assert drawn.frames.shape[0] == front.sample.frames  # of the decoder alone
 
 

@@ -24,6 +24,7 @@ from core.family import (
   Spec,
   check_spec,
   example_keys,
+  keys_at,
 )
 from core.levels import bits
 from core.step import UNTRACKED, from_loss
@@ -133,7 +134,7 @@ def family(
     """i -> draw i of z."""
     seen = see(weights[0], batch, batch["cond"])
     keys = example_keys(rng, batch["_id"])
-    return lambda i: seen(jax.vmap(jax.random.fold_in, (0, None))(keys, i))
+    return lambda i: seen(keys_at(keys, i))
 
   def scored(of: Callable[..., Float[Array, " b"]]) -> Callable[..., Array]:
     """(i -> draw i) -> nats; as an eval in bits a dimension."""
