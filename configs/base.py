@@ -282,6 +282,9 @@ def diffusion() -> ConfigDict:
   d.learn_variance = False  # learn it, between the two
   d.vlb_weight = 0.001  # of the bound that teaches it
   d.coupling = "independent"  # of pictures and noise; or optimal, within a batch
+  # Probability of each geometric transformation of what is learned from, which the
+  # network is told of (EDM); above 0 half are mirrored besides, in place of data.flip.
+  d.augment = 0.0
   d.weights = ""  # directory of Stable Diffusion's U-Net to start from, its `unet`
   return d
 

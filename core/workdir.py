@@ -36,6 +36,7 @@ ADDED = {
   "text.similarity_cells": 0,
   "sample.candidates": 1,
   "parallel.tensor": 1,
+  "diffusion.augment": 0.0,
 }
 # Fields that name the folder of another run. '@NAME' is the folder NAME beside the
 # run's own; `config.json` has it so wherever it can, so that both may be moved.

@@ -23,7 +23,7 @@ from core.family import (
   example_keys,
 )
 from core.step import from_loss
-from diffusion import drawing, evals, likelihood
+from diffusion import augmentation, drawing, evals, likelihood
 from diffusion.denoiser import Model, Output, degraded
 from diffusion.guidance import threshold
 from diffusion.settings import check
@@ -48,7 +48,8 @@ def make(
   eps is Min-SNR-5 (Hang et al. 2023, arXiv:2303.09556, eq. 9). 'vlb' is the variational
   bound in bits a dimension: Ho et al. 2020, eq. 5, or without `noise.timesteps` VDM's,
   eq. 17. A learned variance adds `diffusion.vlb_weight` of that bound to the loss,
-  without its gradient in the mean (Nichol & Dhariwal 2021, eq. 16).
+  without its gradient in the mean (Nichol & Dhariwal 2021, eq. 16). With
+  `diffusion.augment` pictures are transformed to learn from (`augmentation.py`).
 
   Args:
     config: of the generator.
@@ -64,6 +65,7 @@ def make(
   check_spec(config.family, spec, latents=True)
   model = Model(config, spec)
   check(config)
+  augmentation.check(config.diffusion.augment, spec)
   settings, dims = config.diffusion, likelihood.dims(spec.shape)
   theirs = None if guide is None else Model(guide, spec)
   sample = drawing.sampler(config, model, theirs)
@@ -79,8 +81,10 @@ def make(
   def losses(
     params: PyTree, batch: Batch, rng: Array, training: bool
   ) -> tuple[Float[Array, " b"], Metrics]:
-    x, cond, ids = batch["x"], batch["cond"], batch["_id"]
-    keys = jax.vmap(lambda key: jax.random.split(key, 5))(example_keys(rng, ids))
+    x, cond, ids, told = batch["x"], batch["cond"], batch["_id"], None
+    keys = jax.vmap(lambda key: jax.random.split(key, 6))(example_keys(rng, ids))
+    if training and settings.augment:
+      x, told = augmentation.augmented(keys[:, 5], x, settings.augment)
     schedule = model.schedule(params)
     if training and config.noise.low_discrepancy:
       u = noise.spread(rng, ids, config.data.batch_size)
@@ -105,7 +109,7 @@ def make(
       params,
       x_t,
       logsnr,
-      model.encode(params, cond),
+      model.encode(params, cond).replace(augmentation=told),
       ids if training else None,
       rng if training else None,
     )

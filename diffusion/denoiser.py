@@ -14,6 +14,7 @@ from core import noise
 from core.errors import UserError, unknown
 from core.family import Batch, Spec
 from core.noise import Schedule
+from diffusion import augmentation
 from nets import build
 from nets.embeddings import NoiseEmbedding
 from nets.monotone import MonotoneLogsnr
@@ -29,12 +30,14 @@ class Denoiser(nn.Module):
     net: (input, logsnr, encoded `Cond`, ids) -> prediction.
     level: embeds how noisy a small picture in the condition is.
     learned: logsnr(t), where the schedule is learned.
+    augmented: whether it learns from transformed pictures, and is told how.
   """
 
   encoder: nn.Module
   net: nn.Module
   level: nn.Module | None = None
   learned: nn.Module | None = None
+  augmented: bool = False
 
   def __call__(
     self, x: Float[Array, "b h w c"], logsnr: Float[Array, " b"], cond: Cond
@@ -68,6 +71,13 @@ class Denoiser(nn.Module):
     """The network's output for an encoded condition; `x` is scaled already."""
     if cond.image is not None:
       x = jnp.concatenate([x, cond.image], axis=-1)
+    if self.augmented:
+      pooled = cond.augmentation
+      if pooled is None:  # what is drawn is as the data are
+        pooled = jnp.zeros((len(x), augmentation.LABELS))
+      if cond.pooled is not None:
+        pooled = jnp.concatenate([cond.pooled, pooled], axis=-1)
+      cond = cond.replace(pooled=pooled, augmentation=None)
     return self.net(x, logsnr, cond.replace(image=None), ids)
 
   def logsnr(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -149,6 +159,7 @@ class Model:
       build.make(config.model, channels),
       NoiseEmbedding(config.text.dim, dtype=dtype) if self.low_size else None,
       MonotoneLogsnr(**config.noise.learned) if learned else None,
+      config.diffusion.augment > 0,
     )
 
   def init(self, rng: Array, batch: Batch) -> PyTree:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from core import warp
 from core.errors import UserError, unknown
 from core.family import keys_at
 
@@ -150,39 +151,15 @@ def _warped(key: Array, x: Array, p: Array) -> Array:
   after = _sometimes(key, 6, rotates, angle, 0)
   shift = _sometimes(key, 7, p, lambda k: 0.125 * jax.random.normal(k, (2,)) * sides, 0)
 
-  centre = jnp.array([(w - 1) / 2, (h - 1) / 2])
-  rows, columns = jnp.meshgrid(jnp.arange(h), jnp.arange(w), indexing="ij")
-  at = jnp.stack([columns, rows], axis=-1) - centre
-  at = _rotated(at - shift, jnp.cos(after), jnp.sin(after))
+  at = warp.rotated(warp.centred(h, w) - shift, jnp.cos(after), jnp.sin(after))
   at = at / jnp.stack([wider, 1 / wider])
-  at = _rotated(at, jnp.cos(before), jnp.sin(before))
+  at = warp.rotated(at, jnp.cos(before), jnp.sin(before))
   at = at / scale - pixels
   # Without rounding, so that pixels stay what they are.
   cosines, sines = jnp.array([1.0, 0, -1, 0]), jnp.array([0.0, 1, 0, -1])
-  at = _rotated(at, cosines[quarters], sines[quarters])
+  at = warp.rotated(at, cosines[quarters], sines[quarters])
   at = at * jnp.stack([1 - 2 * flip, 1])
-  return _looked_up(x, at + centre)
-
-
-def _rotated(at: Array, cos: Array, sin: Array) -> Array:
-  u, v = at[..., 0], at[..., 1]
-  return jnp.stack([cos * u - sin * v, sin * u + cos * v], axis=-1)
-
-
-def _looked_up(x: Array, at: Array) -> Array:
-  """x at places [h, w, (column, row)], bilinear, reflected in the edges' pixels."""
-  last = jnp.array([x.shape[1] - 1, x.shape[0] - 1])
-  at = last - jnp.abs(last - jnp.mod(at, 2 * last))
-  low = jnp.floor(at)
-  part = at - low
-  low = low.astype(jnp.int32)
-  (c0, r0), (c1, r1) = (
-    jnp.moveaxis(a, -1, 0) for a in (low, jnp.minimum(low + 1, last))
-  )
-  right, below = part[..., :1], part[..., 1:]
-  above = x[r0, c0] * (1 - right) + x[r0, c1] * right
-  under = x[r1, c0] * (1 - right) + x[r1, c1] * right
-  return above * (1 - below) + under * below
+  return warp.looked_up(x, at + warp.middle(h, w))
 
 
 def _recoloured(key: Array, x: Array, p: Array) -> Array:

@@ -13,7 +13,7 @@ from configs.diffusion import ddpm as ddpm_config
 from core import noise, step
 from core.errors import UserError
 from core.family import Samples, Spec
-from diffusion import ddpm, drawing, likelihood
+from diffusion import augmentation, ddpm, drawing, likelihood
 from nets import build
 from text import encoders
 from text.cond import Cond
@@ -201,6 +201,28 @@ def test_a_cap_on_the_weight_is_min_snr(monkeypatch):
     assert (snr < 5).any()
     assert (snr > 5).any()
     np.testing.assert_allclose(capped, free * np.minimum(snr, 5) / snr, rtol=1e-5)
+
+
+def test_a_network_is_told_how_a_picture_was_transformed(monkeypatch):
+  # Of a mirrored picture the first of nine numbers is 1; of what is drawn all are 0.
+  parts = Parts(monkeypatch, diffusion__augment=1e-9)
+  batch = batch_of(parts.config, 16)
+  parts.loss(batch)
+  x, logsnr = parts.seen["x"], parts.seen["logsnr"]
+  told = parts.seen["cond"].pooled[:, -augmentation.LABELS :]
+  alpha = unpacked(parts, batch)[0]
+  for fn in (parts.eval, lambda b: parts.denoise(b["cond"], b["x"], logsnr)):
+    fn(batch)
+    assert (parts.seen["cond"].pooled[:, -augmentation.LABELS :] == 0).all()
+  plain = Parts(monkeypatch)
+  plain.loss(batch)
+  mirrored = told[:, 0] == 1
+  assert 0 < mirrored.sum() < 16
+  assert (told[:, 1:] == 0).all()
+  moved = x - plain.seen["x"]
+  np.testing.assert_allclose(moved[~mirrored], 0, atol=1e-6)
+  want = alpha * (batch["x"][:, :, ::-1] - batch["x"])
+  np.testing.assert_allclose(moved[mirrored], want[mirrored], atol=1e-5)
 
 
 def test_the_spaces_of_v_and_velocity_are_one_but_for_a_weight(monkeypatch):

@@ -93,7 +93,7 @@ def short(members: dict[str, ConfigDict]) -> None:
     c.model.dropout, c.optim.learning_rate = 0.0, 1e-3
     c.optim.warmup_steps, c.sample.threshold = 200, "static"
   members["ddpm"].sample.sampler, members["ddpm"].sample.steps = "ddim", 20
-  members["edm"].sample.steps = 10
+  members["edm"].sample.steps, members["edm"].diffusion.augment = 10, 0.0
   members["flow_matching"].sample.steps = members["latent_diffusion"].sample.steps = 10
   over_codecs(members)
 

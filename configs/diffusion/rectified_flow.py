@@ -26,6 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
   c.data.batch_size = 128
   c.noise.schedule = "rectified_flow"
   c.diffusion.prediction = c.diffusion.loss = "velocity"
+  c.diffusion.augment, c.data.flip = 0.0, True
   # DDPM++ before EDM spread its capacity.
   c.model.stem, c.model.widths = 0, (128, 256, 256, 256)
   c.model.dropout, c.optim.grad_clip = 0.15, 1.0
