@@ -44,6 +44,7 @@ RANGES = {
   "diffusion.weight_cap": NATURAL,
   "diffusion.sigma_data": POSITIVE,
   "diffusion.vlb_weight": NATURAL,
+  "diffusion.augment": SHARE,
   "vae.latent_channels": COUNT,
   "vae.latent_dim": NATURAL,
   "vae.components": COUNT,
@@ -226,8 +227,10 @@ def check(config: ConfigDict) -> None:
     numbers = holder[name]
     for number in numbers if isinstance(numbers, tuple) else (numbers,):
       real = isinstance(number, int | float)
-      if not real or number not in allowed or math.isinf(number):
+      if not real or number not in allowed:
         raise UserError(f"{field} must be {allowed}, not {number!r}.")
+      if math.isinf(number):
+        raise UserError(f"{field} must be {allowed} and finite, not {number!r}.")
   if not config.data.languages:
     raise UserError("data.languages must name at least one language, such as ('en',).")
   for field, example in (

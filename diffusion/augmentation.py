@@ -59,9 +59,7 @@ def augmented(
 
 
 def check(p: float, spec: Spec) -> None:
-  """Raises UserError unless `diffusion.augment` is a probability, and of pixels."""
-  if not 0 <= p <= 1:
-    raise UserError(f"diffusion.augment={p} is a probability: set it between 0 and 1.")
+  """Raises UserError for a probability where there are no pixels to move."""
   if p and not spec.pixels:
     raise UserError(
       f"diffusion.augment={p} moves pixels, and here are latents: set it to 0."
