@@ -23,7 +23,7 @@ from gan.critic_step import weights
 
 WATCHED = {
   "diversity": Watch(
-    0.2, 10.0, "the generator draws nearly the same picture, or noise, for all"
+    0.2, 10.0, "the generator draws nearly the same picture, or noise, again and again"
   ),
   "critic_accuracy": Watch(
     0.0, 0.995, "the critic is never wrong, so the generator may learn nothing of it"
@@ -44,8 +44,9 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
   generator is updated by the first. All rows of a batch count.
 
   Metrics: the losses, critic_accuracy (how often a real picture has a higher logit than
-  the fake one beside it), diversity (the mean distance of two fakes over that of two
-  real pictures), strength (of augmentation) and those of the family.
+  the fake one beside it), diversity (the mean distance of two fakes of one condition
+  over that of two such real pictures; of any two where no neighbours share one),
+  strength (of augmentation) and those of the family.
 
   Args:
     config: the whole config; reads `gan`, `optim`, `train.steps`, `data.batch_size`.
@@ -120,10 +121,10 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
 
       found = loss.generator(judge(play.reals, 0), judge(play.fakes, 1))
       told = losses.mean(found)
-      apart = lambda x: jnp.sum(jnp.abs(x - rows.neighbours(x)))  # noqa: E731
       sums = {"generator_loss": told, "loss": play.losses, **play.metrics}
       sums = jax.tree.map(jnp.sum, sums)
-      sums |= {"apart": apart(play.fakes), "apart_real": apart(play.reals)}
+      for name, x in {"apart": play.fakes, "apart_real": play.reals}.items():
+        sums[name] = jnp.sum(rows.distances(x, batch["cond"]), 0)
       return (jnp.sum(play.losses), jnp.sum(told)), (sums, play.sums)
 
     params, size = state.params["generator"], len(batch["x"])
@@ -145,7 +146,10 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
       grads, (sums, rest) = jax.grad(total, has_aux=True)(params)
       grads = rows.mean(grads, size, axis)
     metrics = rows.mean(sums, size, axis)
-    metrics["diversity"] = metrics.pop("apart") / (metrics.pop("apart_real") + 1e-8)
+    fakes, reals = metrics.pop("apart"), metrics.pop("apart_real")
+    ratios = fakes / (reals + 1e-8)
+    # Where no pair has one condition, of all pairs.
+    metrics["diversity"] = jnp.where(reals[1] > 0, ratios[1], ratios[0])
     metrics["loss"] += on * metrics["generator_loss"]
     if gan.adaptive:
       metrics["generator_weight"] = on

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 
 def neighbours(a: Array) -> Array:
@@ -11,12 +11,21 @@ def neighbours(a: Array) -> Array:
 
 
 def alike(cond: PyTree, other: PyTree) -> Bool[Array, " b"]:
-  """Where all parts of two conditions are equal, row by row."""
+  """Where all parts of two conditions, one at least, are equal, row by row."""
   same = [
     (a == b).reshape(len(a), -1).all(1)
     for a, b in zip(jax.tree.leaves(cond), jax.tree.leaves(other), strict=True)
   ]
   return jnp.stack(same).all(0)
+
+
+def distances(x: Float[Array, "b h w c"], cond: PyTree) -> Float[Array, "b 2"]:
+  """The sum of |x - its neighbour|, and the same if both have one condition, else 0."""
+  apart = jnp.sum(jnp.abs(x - neighbours(x)).reshape(len(x), -1), -1)
+  if not jax.tree.leaves(cond):
+    return jnp.stack([apart, apart], -1)
+  same = alike(cond, jax.tree.map(neighbours, cond))
+  return jnp.stack([apart, apart * same], -1)
 
 
 def mean(sums: PyTree, size: int, axis: str | None) -> PyTree:

@@ -166,9 +166,28 @@ def test_gradients_of_both_players_by_hand():
   np.testing.assert_allclose(metrics["generator_loss"], generator, rtol=1e-5)
   total = (own**2).sum() / 2 + 0.7 * generator
   np.testing.assert_allclose(metrics["loss"], total, rtol=1e-5)
-  apart = lambda x: np.abs(x - x.reshape(-1, 2, 2)[:, ::-1].reshape(-1, 2)).sum()  # noqa: E731
-  np.testing.assert_allclose(metrics["diversity"], apart(fake) / apart(real), rtol=1e-5)
+  ratio = apart(fake)[1] / apart(real)[1]  # of the one pair of a class
+  np.testing.assert_allclose(metrics["diversity"], ratio, rtol=1e-5)
   np.testing.assert_allclose(after.extra["tracked"]["seen"], real.sum(), rtol=1e-4)
+
+
+def apart(x):
+  """The distance of each two neighbours."""
+  return np.abs(x[::2] - x[1::2]).sum(-1)
+
+
+@pytest.mark.parametrize("cond", [Cond(label=jnp.arange(ROWS)), Cond()])
+def test_diversity_where_no_neighbours_share_a_condition_is_of_all(cond):
+  batch = make_batch() | {"cond": cond}
+
+  def anyhow(weights, x, *rest):
+    return x[:, 0, 0] @ weights["slope"]
+
+  critic = straight()._replace(judge=anyhow)
+  _, (metrics,) = steps(make(make_config(), critic), batch=batch)
+  real, fake = flat(batch["x"]), flat(noise(batch["_id"])) + [0.5, -0.5]
+  ratio = apart(fake).sum() / apart(real).sum()
+  np.testing.assert_allclose(metrics["diversity"], ratio, rtol=1e-5)
 
 
 def test_weight_adapts_as_in_equation_7():
