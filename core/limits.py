@@ -10,12 +10,16 @@ from core.errors import UserError
 
 
 class Range(NamedTuple):
-  """low <= number <= high, without the ends if `open_low` or `open_high`."""
+  """low <= number <= high, without the ends if `open_low` or `open_high`.
+
+  Of `whole` numbers alone, which in a tuple nothing else makes sure of.
+  """
 
   low: float | int = 1
   high: float | int = math.inf
   open_low: bool = False
   open_high: bool = False
+  whole: bool = False
 
   def __contains__(self, number: float | int) -> bool:
     above = number > self.low if self.open_low else number >= self.low
@@ -29,7 +33,7 @@ class Range(NamedTuple):
     return f"in {left}{self.low}, {self.high}{right}"
 
 
-COUNT, NATURAL = Range(), Range(0)
+COUNT, NATURAL = Range(whole=True), Range(0)
 POSITIVE = Range(0, open_low=True)
 SEED = Range(0, 2**63 - 1)
 SHARE, DECAY = Range(0, 1), Range(0, 1, open_high=True)
@@ -52,10 +56,10 @@ RANGES = {
   "vae.warmup_steps": NATURAL,
   "vae.free_bits": NATURAL,
   "vae.iwae_samples": COUNT,
-  "vae.groups": NATURAL,
+  "vae.groups": Range(0, whole=True),
   "vae.perceptual_weight": NATURAL,
   "vae.latent_scale": NATURAL,
-  "vae.codes": Range(2),
+  "vae.codes": Range(2, whole=True),
   "vae.quantizers": COUNT,
   "vae.commitment": NATURAL,
   "vae.evenness": NATURAL,
@@ -64,17 +68,17 @@ RANGES = {
   "vae.temperature_start": POSITIVE,
   "vae.temperature_end": POSITIVE,
   "vae.temperature_steps": NATURAL,
-  "vae.levels": Range(2),
+  "vae.levels": Range(2, whole=True),
   "mixture.components": COUNT,
   "mixture.rank": NATURAL,
   "mixture.floor": POSITIVE,
   "mixture.power": SHARE,
   "mixture.smoothing": POSITIVE,
   "pca.components": COUNT,
-  "pca.buckets": Range(2),
+  "pca.buckets": Range(2, whole=True),
   "flow.levels": COUNT,
   "flow.steps": COUNT,
-  "flow.bins": Range(2),
+  "flow.bins": Range(2, whole=True),
   "flow.bound": POSITIVE,
   "flow.dequantization_steps": COUNT,
   "flow.draws": COUNT,
@@ -127,7 +131,7 @@ RANGES = {
   "model.depth": COUNT,
   "model.heads": COUNT,
   "model.patch": COUNT,
-  "model.fourier": NATURAL,
+  "model.fourier": Range(0, whole=True),
   "model.widths": COUNT,
   "model.blocks": COUNT,
   "model.head_dim": NATURAL,
@@ -137,8 +141,8 @@ RANGES = {
   "model.norm_eps": POSITIVE,
   "model.attention_width": COUNT,
   "model.embedding": NATURAL,
-  "model.attention_levels": NATURAL,
-  "model.text_levels": NATURAL,
+  "model.attention_levels": Range(0, whole=True),
+  "model.text_levels": Range(0, whole=True),
   "optim.learning_rate": POSITIVE,
   "optim.warmup_steps": NATURAL,
   "optim.b1": DECAY,
@@ -231,6 +235,8 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"{field} must be {allowed}, not {number!r}.")
       if math.isinf(number):
         raise UserError(f"{field} must be {allowed} and finite, not {number!r}.")
+      if allowed.whole and not isinstance(number, int):
+        raise UserError(f"{field} must be whole numbers, not {number!r}.")
   if not config.data.languages:
     raise UserError("data.languages must name at least one language, such as ('en',).")
   for field, example in (

@@ -60,7 +60,7 @@ def train(
   cfg, batch_size = config.train, config.data.batch_size
   say(
     f"{run.backend} on {run.mesh.size} x {jax.devices()[0].device_kind},"
-    f" {jax.process_count()} process(es); compiling"
+    f" {jax.process_count()} process(es); compiling, which may take minutes"
   )
   run.check_batch(batch_size, config.optim.microbatches)
   with contextlib.ExitStack() as closing:

@@ -91,7 +91,7 @@ def check(
   least = LEAST | {"fd_infinity": smallest(net.dim) + 1}
   for metric in metrics:
     if metric not in METRICS:
-      raise unknown("metric", metric, METRICS)
+      raise unknown("eval.metrics", metric, METRICS)
     have = generated if metric in ("fd_infinity", "is") else fewest
     if metric == "memorisation":
       have = min(generated, training or 0, held_out or 0)

@@ -82,6 +82,7 @@ def editor(
     UserError: as many prompts as pictures are needed, or one; interpolation needs two
       pictures and one prompt.
   """
+  sample.check_edit(config, family)
   between = config.sample.edit == "interpolate"
   if between:
     check_between(len(images), len(prompts))
@@ -91,8 +92,8 @@ def editor(
     prompts, labels = list(prompts) * len(images), list(labels) * len(images)
   if not between and len(prompts) != len(images):
     raise UserError(
-      f"{len(images)} --image and {len(prompts)} --prompt do not pair up; give one"
-      " prompt for all, or one for each."
+      f"{len(images)} --image and {len(prompts)} prompts do not pair up; give one"
+      " --prompt for all, or one for each."
     )
   rows = images if between else images.repeat(each, axis=0)
   captions, labels = ([a for a in b for _ in range(each)] for b in (prompts, labels))
@@ -122,9 +123,11 @@ def check_start(config: ConfigDict, images: int, prompts: int) -> None:
 
 def check_between(images: int, prompts: int) -> None:
   """Raises UserError unless there are two pictures and one prompt, to interpolate."""
-  for name, count, wanted in (("--image", images, 2), ("--prompt", prompts, 1)):
-    if count != wanted:
-      raise UserError(f"sample.edit='interpolate' needs {wanted} {name}, not {count}.")
+  if (images, prompts) != (2, 1):
+    raise UserError(
+      "sample.edit='interpolate' needs two --image and one --prompt: here are"
+      f" {images} pictures, {prompts} prompts."
+    )
 
 
 def names(
@@ -174,7 +177,7 @@ def small_pictures(
   found = read(config, files)
   if len(found) not in (1, count):
     raise UserError(
-      f"{len(found)} --image and {count} --prompt do not pair up; give one picture for"
+      f"{len(found)} --image and {count} prompts do not pair up; give one picture for"
       " all, or one for each."
     )
   return found.repeat(count // len(found), axis=0)

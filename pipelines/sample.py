@@ -84,10 +84,7 @@ def batch_sampler(
     )
   if given is not None:
     check_alone(config)
-  if given is not None and not family.edits:
-    raise UserError(f"{config.family} does nothing with pictures: leave --image out.")
-  if given is not None and config.sample.edit not in family.edits:
-    raise unknown("sample.edit", config.sample.edit, family.edits)
+    check_edit(config, family)
 
   compute = drawing(config, family, run, size, codec, film, given, vectors, between)
   fn = run.run(compute)
@@ -117,6 +114,14 @@ def batch_sampler(
     return Samples(images[:n], frames[:, :n], nfe[:n])
 
   return draw
+
+
+def check_edit(config: ConfigDict, family: Family) -> None:
+  """Raises UserError unless the family has the edit `sample.edit`."""
+  if not family.edits:
+    raise UserError(f"{config.family} does nothing with pictures: leave --image out.")
+  if config.sample.edit not in family.edits:
+    raise unknown("sample.edit", config.sample.edit, family.edits)
 
 
 def check_negative(config: ConfigDict) -> None:

@@ -142,6 +142,7 @@ def test_a_step_of_every_combination(networks, penalty, monkeypatch, subtests):
     ({"gan.mismatch": 0.5}, "needs conditions to mix up"),
     ({"gan.adaptive": True}, "gan.adaptive"),
     ({"gan.start": 10}, "gan.start"),
+    ({"gan.weight": 0.0}, "gan.weight=0 leaves gan.gan nothing"),
     ({"text.drop": 0.1}, "text.drop"),
     ({"sample.guidance_scale": 2.0}, "without guidance"),
     ({"data.low_size": 4}, "reads no small picture"),

@@ -131,6 +131,7 @@ def test_a_flows_critic_sees_draws():
       "field 'flow', which gan.family='flows.glow'",
     ),
     ("ddgan", {"family": "vae.vae"}, "no use for gan.family"),
+    ("ddgan", {"weight": 0.0}, "gan.weight=0 leaves gan.ddgan nothing"),
     ("ddgan", {"augment": "noise"}, "noises pictures already"),
     ("ddgan", {"spectral_norm": "both"}, "is of gan.gan alone, not of gan.ddgan"),
     ("vae_gan", {"spectral_norm": "both"}, "is of gan.gan alone, not of gan.hybrid"),

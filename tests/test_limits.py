@@ -66,6 +66,7 @@ def test_a_range_reads_as_it_is() -> None:
       (0.1, 0.3),
       r"must be lengths in \(0, 0\.289\), not \(0\.1, 0\.3",
     ),
+    ("model.widths", (8, 16.5), r"model\.widths must be whole numbers, not 16\.5"),
     ("model.fourier", ("seven",), "model.fourier must be .*, not 'seven'"),
     ("train.snapshot_every", 5, r"needs optim\.ema='power', not 'constant'"),
   ],

@@ -135,7 +135,7 @@ def test_what_is_made_of_one_picture_leaves_that_of_another(tmp_path):
 
 @pytest.mark.parametrize(
   ("images", "prompts", "message"),
-  [(1, 1, "needs 2 --image, not 1"), (2, 3, "needs 1 --prompt, not 3")],
+  [(1, 1, "two --image and one --prompt: here are 1 pictures"), (2, 3, "3 prompts")],
 )
 def test_an_interpolation_is_between_two_pictures(images, prompts, message):
   given.check_between(2, 1)
