@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from autoregressive import decoder, diffusion_head, masking, sampling
 from autoregressive.settings import refuse_others
 from core import checks
+from core.errors import UserError
 from core.family import (
   Batch,
   Family,
@@ -28,7 +29,7 @@ from core.family import (
 )
 from nets import build
 from nets.dit import patchify, unpatchify
-from nets.masked import DiffusionHead, Masked, MaskedVectors
+from nets.masked import DiffusionHead, Masked, MaskedVectors, Permuted
 from text import encoders
 from text.cond import Cond, guide
 
@@ -44,7 +45,8 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   them is hidden, drawn from N(1, 0.25^2) cut to [0.7, 1]; the loss is the mean over the
   hidden of the mean square of prediction - target, at `autoregressive.draws` noise
   levels each (section 3.2), in the space of `autoregressive.prediction`: eps in the
-  paper. It is the eval `loss` too.
+  paper. It is the eval `loss` too. With another `autoregressive.order` than 'masked'
+  the transformer is causal, all places count, and one is drawn at a time (table 1).
 
   Edits: inpaint, which draws the patches in which the mask is anywhere 1.
 
@@ -52,23 +54,31 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     UserError: tokens, or settings that it cannot take.
   """
   check_spec(config.family, spec, latents=True)
-  refuse_others(config, "schedule", "prediction", "head_dim", "head_depth", "draws")
   own, settings = config.autoregressive, sampling.make(config.sample)
+  masking.check_order(config, ("masked", *masking.CAUSAL))
+  causal = own.order in masking.CAUSAL
+  used = ("order", "prediction", "head_dim", "head_depth", "draws")
+  refuse_others(config, *used, *(() if causal else ("schedule",)))
   checks.refuse_small_pictures(config)
   checks.refuse(config, "sample", top_k=0, top_p=1.0)
   encoders.check_guidance(config.text, settings.guidance_scale)
   diffusion, (height, width, channels) = diffusion_head.make(config), spec.shape
   patch, frames = config.model.patch, min(config.sample.frames, config.sample.steps)
   length, size = (height // patch) * (width // patch), patch * patch * channels
-  plan = planned(own.schedule, config.sample.steps, length)
+  if causal and config.sample.steps != length:
+    raise UserError(
+      f"autoregressive.order={own.order!r} draws one place after the other: set"
+      f" sample.steps to {length}, not {config.sample.steps}."
+    )
+  plan = planned("linear" if causal else own.schedule, config.sample.steps, length)
   net = network(config, spec)
   guides = settings.guidance_scale != 1 and config.text.encoder != "none"
 
   def init(rng: Array, batch: Batch) -> PyTree:
     x = patchify(jnp.asarray(batch["x"][:1]), patch)
     cond = jax.tree.map(lambda a: a[:1], batch["cond"])
-    hidden = jnp.zeros(x.shape[:2], bool)
-    return net.init(rng, x, hidden, cond, method="both")["params"]
+    seen = jnp.arange(length)[None] if causal else jnp.zeros(x.shape[:2], bool)
+    return net.init(rng, x, seen, cond, method="both")["params"]
 
   def losses(
     params: PyTree, batch: Batch, rng: Array, training: bool
@@ -77,12 +87,16 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     keys = jax.vmap(lambda key: jax.random.split(key, 5))(example_keys(rng, ids))
     if training:
       cond = encoders.dropped(config.text, cond, keys[:, 4])
-    u = jax.vmap(jax.random.uniform)(keys[:, 0])
-    count = masking.count_of(masking.truncated_normal(u, LEAST_HIDDEN, STD), length)
-    order = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys[:, 1])
-    hidden = masking.lowest(order, count)
+    if causal:
+      hidden, count = jnp.ones(x.shape[:2], bool), length
+      seen = masking.places(own.order, keys[:, 1], hidden)
+    else:
+      u = jax.vmap(jax.random.uniform)(keys[:, 0])
+      count = masking.count_of(masking.truncated_normal(u, LEAST_HIDDEN, STD), length)
+      order = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys[:, 1])
+      seen = hidden = masking.lowest(order, count)
     how = {"ids": ids, "rngs": {"dropout": rng}} if training else {}
-    z = net.apply({"params": params}, x, hidden, cond, **how)
+    z = net.apply({"params": params}, x, seen, cond, **how)
     # The draws of a place lie behind one another.
     x, z = (jnp.concatenate([a] * own.draws, axis=1) for a in (x, z))
 
@@ -100,7 +114,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     x: Vectors,
     hidden: Bool[Array, "n l"],
   ) -> Samples:
-    """All places in a random order, as many at a step as `plan` says.
+    """All places in an order, as many at a step as `plan` says.
 
     Of them the hidden ones are drawn; the others stay as they are. Draw j of a place
     comes from the sample's key and the place.
@@ -108,11 +122,14 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     n, keys, rows = len(x), sample_keys(rng, len(x)), jnp.arange(len(x))[:, None]
     cond = cond.with_null() if guides else cond.replace(negative=None)
     shuffle = jax.vmap(lambda key: jax.random.uniform(key, (length,)))
-    order = jnp.argsort(shuffle(keys_at(keys, 0)), axis=1)
+    if causal:
+      order = masking.places(own.order, keys_at(keys, 0), hidden)
+    else:
+      order = jnp.argsort(shuffle(keys_at(keys, 0)), axis=1)
 
     def body(carry: tuple, i: Array) -> tuple[tuple, None]:
       canvas, left, film = carry
-      two = (canvas, left)
+      two = (canvas, order if causal else left)
       if guides:
         two = tuple(jnp.concatenate([a, a]) for a in two)
       z = net.apply({"params": params}, *two, cond)
@@ -189,5 +206,6 @@ def network(config: ConfigDict, spec: Spec) -> MaskedVectors:
   height, width, _ = spec.shape
   encoder = encoders.make(config.text, dtype)
   shape = (height // model.patch, width // model.patch, 1)
-  trunk = Masked(encoder, decoder.transformer(config), shape)
+  kind = Permuted if own.order in masking.CAUSAL else Masked
+  trunk = kind(encoder, decoder.transformer(config), shape)
   return MaskedVectors(trunk, DiffusionHead(own.head_dim, own.head_depth, dtype))

@@ -1,11 +1,11 @@
-"""What MaskGIT and MAR share: how much is hidden, and the family around it."""
+"""What MaskGIT, MAR and permuted decoders share: what is hidden, orders, the family."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 from ml_collections import ConfigDict
 
 from core import checks
@@ -22,6 +22,7 @@ SCHEDULES: dict[str, Callable[[Array], Array]] = {
   "cubic": lambda r: 1 - r**3,
   "root": lambda r: 1 - jnp.sqrt(r),
 }
+CAUSAL = ("random", "raster")  # orders in which a place reads those before it
 ROUNDING = 1e-3  # of a share times a length; no more than that is float32's error
 
 # (params, batch, rng, training) -> the loss of each example.
@@ -118,6 +119,22 @@ def lowest(score: Float[Array, "b l"], count: Int[Array, " b"]) -> Bool[Array, "
   order = jnp.argsort(score, axis=1, stable=True)
   rank = jnp.argsort(order, axis=1)
   return rank < count[:, None]
+
+
+def places(
+  order: str, keys: Key[Array, " b"], hidden: Bool[Array, "b l"]
+) -> Int[Array, "b l"]:
+  """The shown places, then the hidden ones: row by row, or if 'random' by the keys."""
+  score = 2.0 * hidden
+  if order == "random":
+    score += jax.vmap(lambda key: jax.random.uniform(key, hidden.shape[1:]))(keys)
+  return jnp.argsort(score, axis=1, stable=True)
+
+
+def check_order(config: ConfigDict, known: tuple[str, ...]) -> None:
+  """Raises UserError for an `autoregressive.order` that a family has not."""
+  if config.autoregressive.order not in known:
+    raise unknown("autoregressive.order", config.autoregressive.order, known)
 
 
 def truncated_normal(u: Float[Array, " b"], low: float, std: float) -> Array:

@@ -9,6 +9,7 @@ DEFAULTS = {
   "text_weight": 0.125,
   "schedule": "cosine",
   "label_smoothing": 0.1,
+  "order": "masked",
   "prediction": "eps",
   "head_dim": 1024,
   "head_depth": 3,

@@ -453,6 +453,9 @@ def autoregressive() -> ConfigDict:
   # of maskgit in training: cosine, linear, square, cubic or root.
   a.schedule = "cosine"
   a.label_smoothing = 0.1  # of maskgit
+  # Of mar and permuted: masked, where all places read all that is shown (mar's own), or
+  # random or raster, where each reads those before it, and one is drawn at a time.
+  a.order = "masked"
   # Of mar: what its head predicts, as diffusion.prediction, the head's width and number
   # of blocks, and noise levels at which each vector is trained a step.
   a.prediction = "eps"

@@ -37,7 +37,10 @@ ADDED = {
   "sample.candidates": 1,
   "parallel.tensor": 1,
   "diffusion.augment": 0.0,
+  "autoregressive.order": "masked",
 }
+# How many fields that differ a refusal names.
+NAMED = 6
 # Fields that name the folder of another run. '@NAME' is the folder NAME beside the
 # run's own; `config.json` has it so wherever it can, so that both may be moved.
 RUNS = ("data.codec", "text.embedding", "distil.teacher", "sample.guide", "eval.clip")
@@ -180,7 +183,7 @@ def check_same(
   workdir: Path,
   free: tuple[str, ...] = FREE,
 ) -> None:
-  """Raises UserError naming each field that would change the model or the data.
+  """Raises UserError naming fields that would change the model or the data.
 
   Fields whose names begin with one of `free` do not; what an older config lacks of
   ADDED is as it was before.
@@ -209,9 +212,11 @@ def check_same(
   if changed:
     ends = any(field.startswith("train.steps:") for field in changed)
     why = " (its learning rate falls to 0 where it was to end)" if ends else ""
+    more = [f"{len(changed) - NAMED} more"] if len(changed) > NAMED else []
     raise UserError(
-      f"{workdir} holds a run of another config ({'; '.join(changed)}); give that"
-      f" config{why}, or another --workdir."
+      f"{workdir} holds a run of another config"
+      f" ({'; '.join([*changed[:NAMED], *more])}); give that config{why}, or another"
+      " --workdir."
     )
 
 

@@ -154,9 +154,9 @@ def make(config: ConfigDict, spec: Spec) -> Family:
 
     start = noise.normals(keys_at(keys, 0), spec.shape)
     images, stages = jax.lax.scan(down, start, jnp.arange(total, 0, -1))
-    frames = jnp.linspace(0, total - 1, config.sample.frames).round().astype(int)
+    frames = jnp.linspace(0, total - 1, min(config.sample.frames, total))
     # The last step returns the estimate itself.
-    film = stages[frames].at[-1].set(images)
+    film = stages[frames.round().astype(int)].at[-1].set(images)
     return Samples(images, film, jnp.full(n, total, jnp.int32))
 
   base = Family(

@@ -9,8 +9,11 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 from nets.decoder import Decoder, rotary_angles
 from nets.embeddings import NoiseEmbedding
 from nets.layers import Dense, Embed
-from nets.stream import INIT, grid_positions, readable
+from nets.stream import INIT, causal, grid_positions, readable
 from text.cond import Cond
+
+# What the trunk is told of the places: which are hidden, or in which order they come.
+Seen = Bool[Array, "b l"] | Int[Array, "b l"]
 
 
 class Masked(nn.Module):
@@ -38,18 +41,10 @@ class Masked(nn.Module):
     cond: Cond,
     ids: Integer[Array, " b"] | None = None,
   ) -> Float[Array, "b l d"]:
-    b, length, dim = items.shape
-    dtype, cond = self.decoder.dtype, self.encoder(cond)
+    _, length, dim = items.shape
     hole = self.param("hidden", INIT, (dim,))
     places = self.param("positions", INIT, (length, dim))
-    first = jnp.broadcast_to(self.param("start", INIT, (dim,)), (b, 1, dim))
-    if cond.pooled is not None:
-      first = first + Dense(dim, dtype=dtype, name="pooled")(cond.pooled)[:, None]
-    seen = jnp.ones((b, 1), bool)
-    if cond.seq is not None:
-      text = Dense(dim, dtype=dtype, name="text")(cond.seq)
-      first = jnp.concatenate([text, first], axis=1)
-      seen = jnp.concatenate([cond.mask, seen], axis=1)
+    first, seen = _front(self, self.encoder(cond), len(items))
     before = first.shape[1]
     items = jnp.where(hidden[..., None], hole, items) + places
     positions = jnp.asarray(grid_positions(self.shape, before))
@@ -58,38 +53,91 @@ class Masked(nn.Module):
     return self.decoder(x, angles, readable(seen, before + length), ids)[:, before:]
 
 
-class MaskedTokens(nn.Module):
-  """Whole numbers, some of them hidden -> logits of all: MaskGIT's network.
+class Permuted(nn.Module):
+  """Items of places and an order -> what is known of each by those before it.
 
-  Chang et al. 2022 (arXiv:2202.04200), with the blocks of `nets/decoder.py`.
+  A causal transformer: what tells place order(i) has read the condition and the items
+  at order(0), ..., order(i - 1), each with a learned position, and a learned position
+  of the place that is told next (Li et al. 2024, arXiv:2406.11838, section 3.3).
+  Rotary positions count along the order. Attributes as in `Masked`.
   """
 
-  trunk: Masked
+  encoder: nn.Module
+  decoder: Decoder
+  shape: tuple[int, int, int]
+
+  @nn.compact
+  def __call__(
+    self,
+    items: Float[Array, "b l d"],
+    order: Int[Array, "b l"],
+    cond: Cond,
+    ids: Integer[Array, " b"] | None = None,
+  ) -> Float[Array, "b l d"]:
+    _, length, dim = items.shape
+    places = self.param("positions", INIT, (length, dim))
+    targets = self.param("targets", INIT, (length, dim))
+    first, seen = _front(self, self.encoder(cond), len(items))
+    before = first.shape[1]
+    told = jnp.take_along_axis(items + places, order[..., None], axis=1)
+    told = jnp.pad(told[:, :-1], ((0, 0), (1, 0), (0, 0)))
+    x = jnp.concatenate([first, told + targets[order]], axis=1)
+    along = jnp.arange(before + length)
+    angles = rotary_angles(jnp.stack([along, along], -1), dim // self.decoder.heads)
+    reads = causal(readable(seen, before + length))
+    y = self.decoder(x, angles, reads, ids)[:, before:]
+    return jnp.take_along_axis(y, jnp.argsort(order, axis=1)[..., None], axis=1)
+
+
+def _front(
+  net: Masked | Permuted, cond: Cond, batch: int
+) -> tuple[Float[Array, "b m d"], Bool[Array, "b m"]]:
+  """An encoded condition as items of `net`, and which of them may be read."""
+  dim, dtype = net.decoder.dim, net.decoder.dtype
+  first = jnp.broadcast_to(net.param("start", INIT, (dim,)), (batch, 1, dim))
+  if cond.pooled is not None:
+    first = first + Dense(dim, dtype=dtype, name="pooled")(cond.pooled)[:, None]
+  seen = jnp.ones((batch, 1), bool)
+  if cond.seq is None:
+    return first, seen
+  text = Dense(dim, dtype=dtype, name="text")(cond.seq)
+  seen = jnp.concatenate([cond.mask, seen], axis=1)
+  return jnp.concatenate([text, first], axis=1), seen
+
+
+class MaskedTokens(nn.Module):
+  """Whole numbers, and what is hidden or in which order -> logits of all.
+
+  MaskGIT's network (Chang et al. 2022, arXiv:2202.04200), with the blocks of
+  `nets/decoder.py`; or that of a permuted decoder.
+  """
+
+  trunk: Masked | Permuted
   vocab: int
 
   @nn.compact
   def __call__(
     self,
     x: Int[Array, "b l"],
-    hidden: Bool[Array, "b l"],
+    seen: Seen,
     cond: Cond,
     ids: Integer[Array, " b"] | None = None,
   ) -> Float[Array, "b l {self.vocab}"]:
     dim, channels = self.trunk.decoder.dim, self.trunk.shape[-1]
     own = jnp.arange(x.shape[1]) % channels * self.vocab
     table = Embed(channels * self.vocab, dim, embedding_init=INIT, name="values")
-    y = self.trunk(table(own + x), hidden, cond, ids)
+    y = self.trunk(table(own + x), seen, cond, ids)
     return Dense(self.vocab, use_bias=False, kernel_init=INIT, name="head")(y)
 
 
 class MaskedVectors(nn.Module):
-  """Vectors, some of them hidden, and noisy ones: MAR's network and its head.
+  """Vectors, as in `MaskedTokens`, and noisy ones: MAR's network and its head.
 
   Li et al. 2024 (arXiv:2406.11838), section 3; the trunk with the blocks of
   `nets/decoder.py`, and no encoder apart for what is shown.
   """
 
-  trunk: Masked
+  trunk: Masked | Permuted
   head: nn.Module
 
   def setup(self) -> None:
@@ -98,12 +146,12 @@ class MaskedVectors(nn.Module):
   def __call__(
     self,
     x: Float[Array, "b l v"],
-    hidden: Bool[Array, "b l"],
+    seen: Seen,
     cond: Cond,
     ids: Integer[Array, " b"] | None = None,
   ) -> Float[Array, "b l d"]:
     """What is known of each place, for the head."""
-    return self.trunk(self.values(x), hidden, cond, ids)
+    return self.trunk(self.values(x), seen, cond, ids)
 
   def denoise(
     self,
@@ -115,10 +163,10 @@ class MaskedVectors(nn.Module):
     return self.head(x_t, logsnr, z)
 
   def both(
-    self, x: Float[Array, "b l v"], hidden: Bool[Array, "b l"], cond: Cond
+    self, x: Float[Array, "b l v"], seen: Seen, cond: Cond
   ) -> Float[Array, "b l v"]:
     """Runs every part once, to make the parameters."""
-    return self.denoise(x, jnp.zeros(x.shape[:2]), self(x, hidden, cond))
+    return self.denoise(x, jnp.zeros(x.shape[:2]), self(x, seen, cond))
 
 
 class DiffusionHead(nn.Module):

@@ -1,0 +1,120 @@
+"""A decoder of a picture's numbers in any order: each is told from those before it.
+
+p(x | order) = prod_i p(x_order(i) | x_order(0), ..., x_order(i-1), place order(i)), one
+network for all orders: Uria et al. 2014 (arXiv:1310.1757); with a transformer and the
+place to tell as a second position the causal rows of MAR, Li et al. 2024
+(arXiv:2406.11838), table 1.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+from ml_collections import ConfigDict
+
+from autoregressive import decoder, masking, sampling, sequence
+from autoregressive.settings import refuse_others
+from core import checks
+from core.family import (
+  Batch,
+  Family,
+  Given,
+  Samples,
+  Spec,
+  example_keys,
+  keys_at,
+  sample_keys,
+)
+from core.levels import bits
+from nets import build
+from nets.masked import MaskedTokens, Permuted
+from text import encoders
+from text.cond import Cond, guide
+
+
+def make(config: ConfigDict, spec: Spec) -> Family:
+  """The family of a causal transformer over numbers, in the `autoregressive.order`.
+
+  'random' draws an order of each example; its eval, in bits a number, is the mean code
+  length over orders, which is at least that of the mean over orders of p. 'raster' is
+  row by row.
+
+  Edits: inpaint, which draws where the mask is 1, after all that is shown.
+
+  Raises:
+    UserError: latents, or settings that it cannot take.
+  """
+  numbers, order = sequence.make(config.family, spec), config.autoregressive.order
+  refuse_others(config, "order")
+  masking.check_order(config, masking.CAUSAL)
+  settings, length = sampling.make(config.sample, numbers.vocab), numbers.length
+  checks.refuse_small_pictures(config)
+  encoders.check_guidance(config.text, settings.guidance_scale)
+  net = network(config, spec, numbers.vocab)
+  guides = settings.guidance_scale != 1 and config.text.encoder != "none"
+  frames = min(config.sample.frames, length)
+
+  def init(rng: Array, batch: Batch) -> PyTree:
+    x = numbers.read(jnp.asarray(batch["x"][:1]))
+    cond = jax.tree.map(lambda a: a[:1], batch["cond"])
+    return net.init(rng, x, jnp.arange(length)[None], cond)["params"]
+
+  def losses(
+    params: PyTree, batch: Batch, rng: Array, training: bool
+  ) -> Float[Array, " b"]:
+    cond, ids = batch["cond"], batch["_id"]
+    keys = jax.vmap(lambda key: jax.random.split(key, 2))(example_keys(rng, ids))
+    if training:
+      cond = encoders.dropped(config.text, cond, keys[:, 1])
+    x = numbers.read(jnp.asarray(batch["x"]))
+    places = masking.places(order, keys[:, 0], jnp.ones(x.shape, bool))
+    how = {"ids": ids, "rngs": {"dropout": rng}} if training else {}
+    logits = net.apply({"params": params}, x, places, cond, **how)
+    return bits(sequence.cross_entropy(logits, x).sum(1), length)
+
+  def drawn(
+    params: PyTree,
+    rng: Array,
+    cond: Cond,
+    x: Int[Array, "n l"],
+    hidden: Bool[Array, "n l"],
+  ) -> Samples:
+    n, keys, rows = len(x), sample_keys(rng, len(x)), jnp.arange(len(x))
+    cond = cond.with_null() if guides else cond.replace(negative=None)
+    places = masking.places(order, keys_at(keys, 0), hidden)
+
+    def told(x: Int[Array, "n l"], i: Array) -> Float[Array, "n v"]:
+      two = x, places
+      if guides:
+        two = (jnp.concatenate([a, a]) for a in two)
+      logits = net.apply({"params": params}, *two, cond)
+      if guides:
+        logits = guide(logits, sampling.scale_at(settings, (i + 1) / length))
+      return logits[rows, places[:, i]]
+
+    def body(carry: tuple, i: Array) -> tuple[tuple, None]:
+      x, film = carry
+      found = sampling.draw(sampling.filtered(told(x, i), settings), keys, i + 1)
+      at = places[:, i]
+      x = x.at[rows, at].set(jnp.where(hidden[rows, at], found, x[rows, at]))
+      # A later estimate overwrites an earlier one of the same frame.
+      return (x, film.at[i * frames // length].set(x)), None
+
+    start = jnp.where(hidden, 0, x), jnp.zeros((frames, *x.shape), x.dtype)
+    (x, film), _ = jax.lax.scan(body, start, jnp.arange(length))
+    stages = numbers.show(film.reshape(-1, length)).reshape(frames, n, *spec.shape)
+    return Samples(numbers.show(x), stages, jnp.full(n, length, jnp.int32))
+
+  def read(given: Given) -> tuple[Int[Array, "n l"], Bool[Array, "n l"]]:
+    mask = jnp.broadcast_to(given.mask > 0.5, given.images.shape)
+    return numbers.read(given.images), mask.reshape(len(mask), -1)
+
+  return masking.family_of(
+    config, spec, init=init, losses=losses, draw=drawn, read=read, name=numbers.bits
+  )
+
+
+def network(config: ConfigDict, spec: Spec, vocab: int) -> MaskedTokens:
+  """The network of a config, for numbers of so many values."""
+  encoder = encoders.make(config.text, build.dtype(config.model))
+  trunk = Permuted(encoder, decoder.transformer(config), spec.shape)
+  return MaskedTokens(trunk, vocab)
