@@ -31,6 +31,14 @@ def refuse_learned_noise(config: ConfigDict) -> None:
     )
 
 
+def check_weight(config: ConfigDict) -> None:
+  """Raises UserError if `gan.weight` leaves a generator without a loss."""
+  if not config.gan.weight:
+    raise UserError(
+      f"gan.weight=0 leaves {config.family} nothing to learn from: set it above 0."
+    )
+
+
 def check_edit(config: ConfigDict, edits: Iterable[str]) -> None:
   """Raises UserError if `sample.edit` is not among them."""
   if config.sample.edit not in edits:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int, Key, PyTree, Shaped, UInt32
+from jaxtyping import Array, Float, Int, Integer, Key, PyTree, Shaped, UInt32
 from ml_collections import ConfigDict
 
 from core.errors import UserError
@@ -259,9 +259,7 @@ def example_keys(rng: Key[Array, "*n"], ids: UInt32[Array, " b"]) -> Key[Array, 
   return jax.vmap(jax.random.fold_in, (None, 0))(rng, ids)
 
 
-def keys_at(
-  keys: Key[Array, " n"], i: Int[Array, ""] | UInt32[Array, ""] | int
-) -> Key[Array, " n"]:
+def keys_at(keys: Key[Array, " n"], i: Integer[Array, ""] | int) -> Key[Array, " n"]:
   """The key of draw i of each example."""
   return jax.vmap(jax.random.fold_in, (0, None))(keys, i)
 

@@ -12,7 +12,7 @@ from core.errors import UserError
 class Range(NamedTuple):
   """low <= number <= high, without the ends if `open_low` or `open_high`.
 
-  Of `whole` numbers alone, which in a tuple nothing else makes sure of.
+  Or `whole` numbers alone: of those in a tuple no type tells.
   """
 
   low: float | int = 1
@@ -23,17 +23,21 @@ class Range(NamedTuple):
 
   def __contains__(self, number: float | int) -> bool:
     above = number > self.low if self.open_low else number >= self.low
+    if self.whole and not isinstance(number, int):
+      return False
     return above and (number < self.high if self.open_high else number <= self.high)
 
   def __str__(self) -> str:
     """Reads like 'above 0' or 'in [0, 1)'."""
     if self.high == math.inf:
-      return f"above {self.low}" if self.open_low else f"{self.low} or more"
+      more = f"above {self.low}" if self.open_low else f"{self.low} or more"
+      return f"a whole number, {more}" if self.whole else more
     left, right = "(" if self.open_low else "[", ")" if self.open_high else "]"
     return f"in {left}{self.low}, {self.high}{right}"
 
 
 COUNT, NATURAL = Range(whole=True), Range(0)
+INDEX, SEVERAL = Range(0, whole=True), Range(2, whole=True)
 POSITIVE = Range(0, open_low=True)
 SEED = Range(0, 2**63 - 1)
 SHARE, DECAY = Range(0, 1), Range(0, 1, open_high=True)
@@ -56,10 +60,10 @@ RANGES = {
   "vae.warmup_steps": NATURAL,
   "vae.free_bits": NATURAL,
   "vae.iwae_samples": COUNT,
-  "vae.groups": Range(0, whole=True),
+  "vae.groups": INDEX,
   "vae.perceptual_weight": NATURAL,
   "vae.latent_scale": NATURAL,
-  "vae.codes": Range(2, whole=True),
+  "vae.codes": SEVERAL,
   "vae.quantizers": COUNT,
   "vae.commitment": NATURAL,
   "vae.evenness": NATURAL,
@@ -68,17 +72,17 @@ RANGES = {
   "vae.temperature_start": POSITIVE,
   "vae.temperature_end": POSITIVE,
   "vae.temperature_steps": NATURAL,
-  "vae.levels": Range(2, whole=True),
+  "vae.levels": SEVERAL,
   "mixture.components": COUNT,
   "mixture.rank": NATURAL,
   "mixture.floor": POSITIVE,
   "mixture.power": SHARE,
   "mixture.smoothing": POSITIVE,
   "pca.components": COUNT,
-  "pca.buckets": Range(2, whole=True),
+  "pca.buckets": SEVERAL,
   "flow.levels": COUNT,
   "flow.steps": COUNT,
-  "flow.bins": Range(2, whole=True),
+  "flow.bins": SEVERAL,
   "flow.bound": POSITIVE,
   "flow.dequantization_steps": COUNT,
   "flow.draws": COUNT,
@@ -131,7 +135,7 @@ RANGES = {
   "model.depth": COUNT,
   "model.heads": COUNT,
   "model.patch": COUNT,
-  "model.fourier": Range(0, whole=True),
+  "model.fourier": INDEX,
   "model.widths": COUNT,
   "model.blocks": COUNT,
   "model.head_dim": NATURAL,
@@ -141,8 +145,8 @@ RANGES = {
   "model.norm_eps": POSITIVE,
   "model.attention_width": COUNT,
   "model.embedding": NATURAL,
-  "model.attention_levels": Range(0, whole=True),
-  "model.text_levels": Range(0, whole=True),
+  "model.attention_levels": INDEX,
+  "model.text_levels": INDEX,
   "optim.learning_rate": POSITIVE,
   "optim.warmup_steps": NATURAL,
   "optim.b1": DECAY,
@@ -235,8 +239,6 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"{field} must be {allowed}, not {number!r}.")
       if math.isinf(number):
         raise UserError(f"{field} must be {allowed} and finite, not {number!r}.")
-      if allowed.whole and not isinstance(number, int):
-        raise UserError(f"{field} must be whole numbers, not {number!r}.")
   if not config.data.languages:
     raise UserError("data.languages must name at least one language, such as ('en',).")
   for field, example in (

@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -177,6 +177,19 @@ def release(workdir: Path) -> None:
     lock.close()
 
 
+def completed(old: Mapping[str, Any], new: Iterable[str]) -> dict[str, Any]:
+  """Fields by their whole names; of those of `new`, what ADDED says is added.
+
+  A whole name may begin with what the config is a part of, such as 'members.edm.'.
+  """
+  before = {}
+  for key in new:
+    field = ".".join(key.split(".")[-2:])
+    if field in ADDED:
+      before[key] = ADDED[field]
+  return before | dict(old)
+
+
 def check_same(
   old: dict[str, Any],
   new: dict[str, Any],
@@ -194,7 +207,7 @@ def check_same(
       " --workdir."
     )
   old, new = (dict(flat(named(tree, workdir))) for tree in (old, new))
-  old = {key: before for key, before in ADDED.items() if key in new} | old
+  old = completed(old, new)
   for tree in (old, new):
     if tree.get("data.path"):
       tree["data.path"] = os.path.normpath(tree["data.path"])

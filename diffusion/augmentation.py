@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
+from ml_collections import ConfigDict
 
 from core import warp
 from core.errors import UserError
@@ -28,8 +29,9 @@ def augmented(
 
   in this order. The labels are a0 (mirrored), a1, a2, cos a3 - 1, sin a3, a5 cos a4,
   a5 sin a4, a6 and a7; those of a5 are the same for the reverse, -a5 at a4 + pi, as in
-  the paper's code. All is one bilinear look-up, reflected at the edges; that code also
-  doubles the picture before and halves it after by a wavelet's filter.
+  the paper's code. All is one bilinear look-up, reflected at the edges without end;
+  that code reflects once, and doubles the picture before and halves it after by a
+  wavelet's filter.
   """
 
   def one(key: Array, x: Array) -> tuple[Array, Array]:
@@ -58,9 +60,15 @@ def augmented(
   return jax.vmap(one)(keys, x)
 
 
-def check(p: float, spec: Spec) -> None:
-  """Raises UserError for a probability where there are no pixels to move."""
+def check(config: ConfigDict, spec: Spec) -> None:
+  """Raises UserError for `diffusion.augment` of latents, or of mirrored pictures."""
+  p = config.diffusion.augment
   if p and not spec.pixels:
     raise UserError(
       f"diffusion.augment={p} moves pixels, and here are latents: set it to 0."
+    )
+  if p and config.data.flip:
+    raise UserError(
+      f"diffusion.augment={p} tells the network which pictures are mirrored, and"
+      " data.flip mirrors others: set that to False."
     )

@@ -65,7 +65,7 @@ def make(
   check_spec(config.family, spec, latents=True)
   model = Model(config, spec)
   check(config)
-  augmentation.check(config.diffusion.augment, spec)
+  augmentation.check(config, spec)
   settings, dims = config.diffusion, likelihood.dims(spec.shape)
   theirs = None if guide is None else Model(guide, spec)
   sample = drawing.sampler(config, model, theirs)
@@ -92,7 +92,7 @@ def make(
       u = jax.vmap(jax.random.uniform)(keys[:, 0])
     # Without the ends, where a density's inverse may be infinite.
     u = jnp.clip(u, 1e-5, 1 - 1e-5)
-    eps = jax.vmap(lambda key: jax.random.normal(key, spec.shape))(keys[:, 1])
+    eps = noise.normals(keys[:, 1], spec.shape)
     if training and settings.coupling == "optimal":
       eps = coupled(x, eps)
     if training:
@@ -109,7 +109,7 @@ def make(
       params,
       x_t,
       logsnr,
-      model.encode(params, cond).replace(augmentation=told),
+      model.encode(params, cond).replace(transformed=told),
       ids if training else None,
       rng if training else None,
     )

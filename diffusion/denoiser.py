@@ -72,12 +72,12 @@ class Denoiser(nn.Module):
     if cond.image is not None:
       x = jnp.concatenate([x, cond.image], axis=-1)
     if self.augmented:
-      pooled = cond.augmentation
+      pooled = cond.transformed
       if pooled is None:  # what is drawn is as the data are
         pooled = jnp.zeros((len(x), augmentation.LABELS))
       if cond.pooled is not None:
         pooled = jnp.concatenate([cond.pooled, pooled], axis=-1)
-      cond = cond.replace(pooled=pooled, augmentation=None)
+      cond = cond.replace(pooled=pooled, transformed=None)
     return self.net(x, logsnr, cond.replace(image=None), ids)
 
   def logsnr(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -159,7 +159,7 @@ class Model:
       build.make(config.model, channels),
       NoiseEmbedding(config.text.dim, dtype=dtype) if self.low_size else None,
       MonotoneLogsnr(**config.noise.learned) if learned else None,
-      config.diffusion.augment > 0,
+      augmented=config.diffusion.augment > 0,
     )
 
   def init(self, rng: Array, batch: Batch) -> PyTree:
@@ -267,7 +267,7 @@ def degraded(
   """
   b, *_, c = cond.image.shape
   small = jax.image.resize(cond.image, (b, size, size, c), "linear")
-  eps = jax.vmap(lambda key: jax.random.normal(key, small.shape[1:]))(keys)
+  eps = noise.normals(keys, small.shape[1:])
   logsnr = noise.cosine().logsnr(t)
   return cond.replace(
     image=noise.diffuse(small, eps, logsnr, "vp"), image_logsnr=logsnr

@@ -119,7 +119,7 @@ class Scorer:
     known = (*family.evals, *scores.METRICS, *others)
     for name in metrics:
       if name not in known:
-        raise unknown(f"eval.metrics of {config.family}", name, known)
+        raise unknown("eval.metrics", name, known)
     run.check_batch(config.eval.batch_size, field="eval.batch_size")
     own = [name for name in metrics if name in family.evals]
     drawn = [name for name in metrics if name in scores.METRICS and name not in own]

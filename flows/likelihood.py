@@ -182,9 +182,7 @@ def family(
     """
     (params, _), cond = weights, batch["cond"]
     losses, metrics = loss(params, batch, rng)
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(
-      example_keys(rng, batch["_id"])
-    )
+    keys = keys_at(example_keys(rng, batch["_id"]), 2)
     encoded = encode(params, cond)
     x = uses.invert(params["flow"], noises(keys), encoded)
     fakes = shown(entry.inverse((), x, encoded), spec)

@@ -44,9 +44,9 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
   generator is updated by the first. All rows of a batch count.
 
   Metrics: the losses, critic_accuracy (how often a real picture has a higher logit than
-  the fake one beside it), diversity (the mean distance of two fakes of one condition
-  over that of two such real pictures; of any two where no neighbours share one),
-  strength (of augmentation) and those of the family.
+  the fake one beside it), diversity (the mean distance of neighbouring fakes of one
+  class over that of such real pictures; of all neighbours where there are no classes,
+  or none share one), strength (of augmentation) and those of the family.
 
   Args:
     config: the whole config; reads `gan`, `optim`, `train.steps`, `data.batch_size`.
@@ -124,7 +124,7 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
       sums = {"generator_loss": told, "loss": play.losses, **play.metrics}
       sums = jax.tree.map(jnp.sum, sums)
       for name, x in {"apart": play.fakes, "apart_real": play.reals}.items():
-        sums[name] = jnp.sum(rows.distances(x, batch["cond"]), 0)
+        sums[name] = jnp.sum(rows.distances(x, batch["cond"].label), 0)
       return (jnp.sum(play.losses), jnp.sum(told)), (sums, play.sums)
 
     params, size = state.params["generator"], len(batch["x"])
@@ -148,7 +148,7 @@ def adversarial(config: ConfigDict, family: Family, critic: Critic) -> Family:
     metrics = rows.mean(sums, size, axis)
     fakes, reals = metrics.pop("apart"), metrics.pop("apart_real")
     ratios = fakes / (reals + 1e-8)
-    # Where no pair has one condition, of all pairs.
+    # Where no pair is of one class, of all pairs.
     metrics["diversity"] = jnp.where(reals[1] > 0, ratios[1], ratios[0])
     metrics["loss"] += on * metrics["generator_loss"]
     if gan.adaptive:

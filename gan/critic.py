@@ -105,7 +105,7 @@ def make(config: ConfigDict, noisy: bool = False) -> Critic:
       case "noise":
         times, draws = jax.vmap(jax.random.split, out_axes=1)(keys)
         logsnr = schedule.logsnr(strength * jax.vmap(jax.random.uniform)(times))
-        eps = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(draws)
+        eps = noise.normals(draws, x.shape[1:])
         x = noise.diffuse(x, eps, logsnr, schedule.scaling)
     if play.context is not None:
       x = beside(x, play.context)

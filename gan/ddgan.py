@@ -29,7 +29,7 @@ from core.family import (
   keys_at,
   sample_keys,
 )
-from gan import critic, losses, spectral
+from gan import critic, spectral
 from gan.adversarial import adversarial
 from nets import build
 from nets.layers import Dense
@@ -91,7 +91,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   checks.refuse_learned_noise(config)
   checks.refuse_guidance(config)
   checks.refuse(config, "text", drop=0.0)
-  losses.check_weight(config)
+  checks.check_weight(config)
   checks.refuse(config, "model", dropout=0.0)
   checks.refuse(config, "gan", family="", generator="dcgan", path_length=0.0)
   checks.refuse(config, "gan", adaptive=False, start=0)

@@ -69,6 +69,11 @@ def make(config: ConfigDict, spec: Spec, teacher: PyTree = None) -> Family:
   checks.refuse(config, "gan", generator="dcgan", adaptive=False, path_length=0.0)
   checks.refuse(config, "sample", truncation=0.0)
   spectral.refuse_both(config)
+  if not (config.gan.weight or own.weight):
+    raise UserError(
+      "gan.weight=0 and distil.weight=0 leave a student nothing to learn from: set one"
+      " above 0."
+    )
   if own.guidance != 1 and config.text.encoder == "none":
     raise UserError(
       f"distil.guidance={own.guidance} needs a teacher with a condition: set it to 1."

@@ -48,7 +48,7 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   checks.refuse_small_pictures(config)
   checks.refuse_guidance(config)
   checks.refuse(config, "text", drop=0.0)
-  losses.check_weight(config)
+  checks.check_weight(config)
   checks.refuse(config, "gan", family="", adaptive=False, start=0)
   if gan.path_length and not styled:
     raise UserError(

@@ -6,9 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
 
-from core.errors import UserError, unknown
+from core.errors import unknown
 
 Logits = Float[Array, "*b"]
 
@@ -77,14 +76,6 @@ def make(name: str) -> Loss:
   if name not in LOSSES:
     raise unknown("gan.loss", name, LOSSES)
   return LOSSES[name]
-
-
-def check_weight(config: ConfigDict) -> None:
-  """Raises UserError if `gan.weight` leaves a generator without a loss."""
-  if not config.gan.weight:
-    raise UserError(
-      f"gan.weight=0 leaves {config.family} nothing to learn from: set it above 0."
-    )
 
 
 def mean(logits: Float[Array, "b ..."]) -> Float[Array, " b"]:

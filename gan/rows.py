@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 
 def neighbours(a: Array) -> Array:
@@ -11,7 +11,7 @@ def neighbours(a: Array) -> Array:
 
 
 def alike(cond: PyTree, other: PyTree) -> Bool[Array, " b"]:
-  """Where all parts of two conditions, one at least, are equal, row by row."""
+  """Where all parts of two conditions are equal, row by row."""
   same = [
     (a == b).reshape(len(a), -1).all(1)
     for a, b in zip(jax.tree.leaves(cond), jax.tree.leaves(other), strict=True)
@@ -19,12 +19,12 @@ def alike(cond: PyTree, other: PyTree) -> Bool[Array, " b"]:
   return jnp.stack(same).all(0)
 
 
-def distances(x: Float[Array, "b h w c"], cond: PyTree) -> Float[Array, "b 2"]:
-  """The sum of |x - its neighbour|, and the same if both have one condition, else 0."""
+def distances(
+  x: Float[Array, "b h w c"], label: Int[Array, " b"] | None
+) -> Float[Array, "b 2"]:
+  """The sum of |x - its neighbour|, and the same if both are of one class, else 0."""
   apart = jnp.sum(jnp.abs(x - neighbours(x)).reshape(len(x), -1), -1)
-  if not jax.tree.leaves(cond):
-    return jnp.stack([apart, apart], -1)
-  same = alike(cond, jax.tree.map(neighbours, cond))
+  same = jnp.zeros(len(x)) if label is None else label == neighbours(label)
   return jnp.stack([apart, apart * same], -1)
 
 

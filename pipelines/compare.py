@@ -19,7 +19,14 @@ import jax
 from ml_collections import ConfigDict
 
 from core.errors import UserError, unknown
-from core.workdir import explained, flat, read_json, resolved, write_atomic
+from core.workdir import (
+  completed,
+  explained,
+  flat,
+  read_json,
+  resolved,
+  write_atomic,
+)
 from pipelines import budget, build, members, mend, stages, training
 from pipelines.budget import Share
 from pipelines.members import Member
@@ -106,7 +113,8 @@ def record(config: ConfigDict, workdir: Path, command: Mapping[str, Any]) -> Non
     if file.exists():
       stored = read_json(file)
       members.check_holds(stored, "members", workdir)
-      old, given = dict(flat(stored)), dict(flat(new))
+      given = dict(flat(new))
+      old = completed(dict(flat(stored)), given)
       changed = {
         key: f"{key}: {there!r} there, {here!r} given"
         for key in sorted(old.keys() | given.keys())

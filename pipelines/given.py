@@ -79,7 +79,8 @@ def editor(
   """state -> `each` edits of each picture under its prompt; compiled once.
 
   Raises:
-    UserError: as many prompts as pictures are needed, or one; interpolation needs two
+    UserError: the family has no such edit; as many prompts as pictures are needed, or
+      one; interpolation needs two
       pictures and one prompt.
   """
   sample.check_edit(config, family)

@@ -69,7 +69,7 @@ def teacher(config: ConfigDict) -> ConfigDict:
   network = [k for k in fields_of(student) if k.startswith(parts) and k not in TRAINING]
   if not texts.used(student):
     network = [k for k in network if k not in FROZEN]
-  fields = ("family", "data.name", *DATA, *OUTPUT, *network)
+  fields = ("family", "data.name", *DATA, *OUTPUT, "diffusion.augment", *network)
   why = "a student has the network of its teacher, and its data"
   theirs = config_of(student, "distil.teacher", fields, why)
   if config.distil.guidance != 1 and not encoders.knows_null(theirs.text):

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
+from core import checks
 from core.errors import UserError, unknown
 from core.family import Family, Given, Samples, State, example_keys
 from core.parallel import Parallel
@@ -84,7 +85,6 @@ def batch_sampler(
     )
   if given is not None:
     check_alone(config)
-    check_edit(config, family)
 
   compute = drawing(config, family, run, size, codec, film, given, vectors, between)
   fn = run.run(compute)
@@ -120,8 +120,7 @@ def check_edit(config: ConfigDict, family: Family) -> None:
   """Raises UserError unless the family has the edit `sample.edit`."""
   if not family.edits:
     raise UserError(f"{config.family} does nothing with pictures: leave --image out.")
-  if config.sample.edit not in family.edits:
-    raise unknown("sample.edit", config.sample.edit, family.edits)
+  checks.check_edit(config, family.edits)
 
 
 def check_negative(config: ConfigDict) -> None:

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from core.errors import UserError, unknown
 from core.workdir import (
+  completed,
   explained,
   flat,
   open_workdir,
@@ -126,6 +127,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     for tree in (old, new)
   ]
   there, given = (dict(flat(part)) for part in parts)
+  there = completed(there, given)
   return [
     f"{key}: {there.get(key, 'absent')!r} there, {given.get(key, 'absent')!r} given"
     for key in sorted(there.keys() | given.keys())

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from configs.diffusion import edm
 from core import warp
 from core.errors import UserError
 from core.family import Spec
@@ -85,7 +86,11 @@ def test_a_picture_at_its_own_places_is_itself():
   np.testing.assert_array_equal(warp.looked_up(jnp.asarray(X[0]), at), X[0])
 
 
-def test_latents_are_refused():
-  augmentation.check(0.12, Spec((8, 8, 1)))
+def test_refusals():
+  config = edm.get_config("tiny")
+  augmentation.check(config, Spec((8, 8, 1)))
   with pytest.raises(UserError, match="here are latents"):
-    augmentation.check(0.12, Spec((8, 8, 4), pixels=False))
+    augmentation.check(config, Spec((8, 8, 4), pixels=False))
+  config.data.flip = True
+  with pytest.raises(UserError, match=r"data\.flip mirrors others"):
+    augmentation.check(config, Spec((8, 8, 1)))

@@ -271,6 +271,20 @@ def test_what_has_a_result_may_not_change(tmp_path: Path) -> None:
   assert (tmp_path / "bad-0" / "checkpoints").exists()
 
 
+def test_a_comparison_older_than_a_field_goes_on(tmp_path: Path) -> None:
+  """What it lacks is as it was before, and nothing begins anew."""
+  config = nested("members", good=1, bad=3, bad_too=3)
+  a_comparison(tmp_path, config, "good-0")
+  with config.unlocked():
+    for name in ("good", "bad"):
+      config.members[name].diffusion = ConfigDict({"augment": 0.0})
+  compare.record(config, tmp_path, {"overrides": {}})
+  assert not (tmp_path / "replaced").exists()
+  config.members.good.diffusion.augment = 0.1
+  with pytest.raises(UserError, match="members.good.diffusion.augment: 0.0 there, 0.1"):
+    compare.record(config, tmp_path, {"overrides": {}})
+
+
 def test_a_trained_codec_may_not_change(
   tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -225,6 +225,24 @@ def test_a_network_is_told_how_a_picture_was_transformed(monkeypatch):
   np.testing.assert_allclose(moved[mirrored], want[mirrored], atol=1e-5)
 
 
+def test_a_small_picture_is_of_the_transformed_one(monkeypatch):
+  given, real = [], ddpm.degraded
+
+  def degraded(cond, *rest):
+    jax.debug.callback(given.append, cond.image)
+    return real(cond, *rest)
+
+  monkeypatch.setattr(ddpm, "degraded", degraded)
+  parts = Parts(monkeypatch, diffusion__augment=1e-9, data__low_size=1)
+  batch = batch_of(parts.config, 16)
+  parts.loss(batch)
+  jax.effects_barrier()
+  mirrored = parts.seen["cond"].pooled[:, -augmentation.LABELS] == 1
+  assert 0 < mirrored.sum() < 16
+  want = np.where(mirrored[:, None, None, None], batch["x"][:, :, ::-1], batch["x"])
+  np.testing.assert_array_equal(given[-1], want)
+
+
 def test_the_spaces_of_v_and_velocity_are_one_but_for_a_weight(monkeypatch):
   # Under vp, |v error|^2 = (SNR + 1) |x error|^2, whatever is predicted.
   in_x, parts, _ = loss_of(

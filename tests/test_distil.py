@@ -168,6 +168,7 @@ def test_a_student_starts_as_its_teacher_and_outlives_it(tmp_path):
     ("model.dim", 32, "has model.dim=16, this one 32"),
     ("noise.schedule", "cosine", "has noise.schedule='rectified_flow'"),
     ("data.size", 16, "has data.size=8, this one 16"),
+    ("diffusion.augment", 0.1, "has diffusion.augment=0.0, this one 0.1"),
   ):
     other = config.copy_and_resolve_references()
     other.update_from_flattened_dict({field: value})

@@ -8,7 +8,7 @@ import pytest
 
 from core import parallel
 from core.errors import UserError
-from core.family import Given, Spec
+from core.family import Spec
 from core.family import make as make_family
 from gan import critic, losses
 from pipelines import sample
@@ -205,9 +205,8 @@ def test_noise_that_is_too_short_for_its_parts_is_refused():
 
 def test_pictures_are_given_in_vain():
   config = make_config()
-  run, rows = parallel.make(config.parallel), Given(*np.zeros((2, 1, 4, 4, 3)))
   with pytest.raises(UserError, match=r"gan\.gan does nothing with pictures"):
-    sample.batch_sampler(config, make(config), run, 1, given=rows)
+    sample.check_edit(config, make(config))
 
 
 def test_pictures_that_are_noised_already_are_not_noised_again():

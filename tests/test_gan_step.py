@@ -177,7 +177,7 @@ def apart(x):
 
 
 @pytest.mark.parametrize("cond", [Cond(label=jnp.arange(ROWS)), Cond()])
-def test_diversity_where_no_neighbours_share_a_condition_is_of_all(cond):
+def test_diversity_where_no_neighbours_are_of_one_class_is_of_all(cond):
   batch = make_batch() | {"cond": cond}
 
   def anyhow(weights, x, *rest):

@@ -42,7 +42,8 @@ def test_numbers_out_of_range(field: str) -> None:
 
 
 def test_a_range_reads_as_it_is() -> None:
-  assert str(limits.COUNT) == "1 or more"
+  assert str(limits.COUNT) == "a whole number, 1 or more"
+  assert 1.5 not in limits.COUNT
   assert str(limits.POSITIVE) == "above 0"
   assert str(limits.DECAY) == "in [0, 1)"
   assert 0 in limits.DECAY
@@ -66,7 +67,8 @@ def test_a_range_reads_as_it_is() -> None:
       (0.1, 0.3),
       r"must be lengths in \(0, 0\.289\), not \(0\.1, 0\.3",
     ),
-    ("model.widths", (8, 16.5), r"model\.widths must be whole numbers, not 16\.5"),
+    ("model.widths", (8, 16.5), r"model\.widths must be a whole number, 1 or more"),
+    ("gan.r1", math.inf, r"gan\.r1 must be 0 or more and finite"),
     ("model.fourier", ("seven",), "model.fourier must be .*, not 'seven'"),
     ("train.snapshot_every", 5, r"needs optim\.ema='power', not 'constant'"),
   ],

@@ -302,6 +302,14 @@ def test_the_better_of_two_rows(score: str, metric: str, higher: bool) -> None:
   assert verdict("a", "c") == table.ONE_SAME
 
 
+def test_a_sweep_older_than_a_field_goes_on() -> None:
+  old = {"base": {"diffusion": {}}, "shared": {"kl": {"diffusion": {}}}, "rows": {}}
+  new = {"base": {"diffusion": {"augment": 0.0}}, "rows": {}}
+  new["shared"] = {"kl": {"diffusion": {"augment": 0.1}}}
+  told = ["shared.kl.diffusion.augment: 0.0 there, 0.1 given"]
+  assert sweep.changes(old, new) == told
+
+
 def test_a_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
   """Rows come later, one with another's weights; one fails, and is tried again."""
   config = on(picture_folder(tmp_path / "data"), "configs/vae/mixture.py")

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
+from configs import base
 from core import workdir
 from core.checkpoint import Checkpoints, abstract_like
 from core.errors import UserError
@@ -67,6 +68,7 @@ def test_another_config_is_refused_before_the_data_are_read(tmp_path: Path) -> N
 
 def test_a_run_older_than_a_field_has_what_was_done_before(tmp_path: Path) -> None:
   config = load_config("configs/quickstart.py")
+  config.autoregressive = base.autoregressive()
   before = {field: config[part][name] for field, part, name in fields_added()}
   assert before == workdir.ADDED
   for _, part, name in fields_added():

@@ -35,7 +35,7 @@ class Cond(struct.PyTreeNode):
     parts: raw, what each frozen encoder makes of a text: `seq` with `mask`, `pooled`.
     embedding: raw, the vector of a picture that what is drawn shall be like, or that
       of the caption in the same space.
-    augmentation: encoded, what was done to the picture that is learned from
+    transformed: encoded, what was done to the picture that is learned from
       (`diffusion/augmentation.py`); None is nothing.
     similarity: raw, how well the picture's vector fits the caption's, by rank from 0 to
       1 (`pipelines/similarity.py`); -1 is unknown.
@@ -52,7 +52,7 @@ class Cond(struct.PyTreeNode):
   parts: "tuple[Cond, ...] | None" = None
   embedding: Float[Array, "b e"] | None = None
   similarity: Float[Array, " b"] | None = None
-  augmentation: Float[Array, "b a"] | None = None
+  transformed: Float[Array, "b a"] | None = None
   negative: "Cond | None" = None
 
   def null_like(self) -> "Cond":

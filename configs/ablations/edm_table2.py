@@ -17,6 +17,7 @@ from configs.diffusion import edm
 FID = {"A": 3.01, "B": 2.51, "C": 2.31, "D": 2.29, "E": 2.05, "F": 1.97}
 # Each is undone by the rows before the one that brings it in.
 AUGMENTATION = {"diffusion.augment": 0.0}
+MIRRORED = AUGMENTATION | {"data.flip": True}  # from memory
 LOSS = {"diffusion.loss": "eps", "noise.schedule": "linear"}
 PRECONDITIONING = {"diffusion.prediction": "eps"}
 CAPACITY = {
@@ -50,7 +51,7 @@ def get_config(variant: str = "") -> ConfigDict:
   ablations.check(variant)
   c = edm.get_config()
   ablations.scaled(c, variant, steps=1200)
-  parts = [HYPER, CAPACITY, PRECONDITIONING, LOSS, {**AUGMENTATION, "data.flip": True}]
+  hyper, capacity, last = HYPER, CAPACITY, MIRRORED
   if variant == "mini":
     c.text.encoder, c.data.batch_size = "none", 32
     c.model.net, c.model.widths, c.model.stem = "unet", (32, 32, 32), 32
@@ -59,6 +60,7 @@ def get_config(variant: str = "") -> ConfigDict:
   if variant == "tiny":
     c.sample.threshold = "static"
   if variant in ("mini", "tiny"):
-    parts = [MINI_HYPER, MINI_CAPACITY, *parts[2:4], AUGMENTATION]
+    hyper, capacity, last = MINI_HYPER, MINI_CAPACITY, AUGMENTATION
   source = "EDM (Karras et al. 2022), table 2"
-  return ablations.table(c, rows(*parts), source, {"fd": FID})
+  found = rows(hyper, capacity, PRECONDITIONING, LOSS, last)
+  return ablations.table(c, found, source, {"fd": FID})

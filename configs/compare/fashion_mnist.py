@@ -79,8 +79,7 @@ def comparison(data: str) -> ConfigDict:
 
 def short(members: dict[str, ConfigDict]) -> None:
   """Members as small as the others, which draw in seconds; changed in place."""
-  for c in members.values():
-    c.sample.guidance_scale, c.data.flip = 1.0, False
+  plain(members)
   # One number after the other: 1,024 of a grey picture, 3,072 of a colour one.
   pixels = members["autoregressive_pixels"]
   pixels.data.size, pixels.data.batch_size = 32, 8
@@ -93,9 +92,16 @@ def short(members: dict[str, ConfigDict]) -> None:
     c.model.dropout, c.optim.learning_rate = 0.0, 1e-3
     c.optim.warmup_steps, c.sample.threshold = 200, "static"
   members["ddpm"].sample.sampler, members["ddpm"].sample.steps = "ddim", 20
-  members["edm"].sample.steps, members["edm"].diffusion.augment = 10, 0.0
+  members["edm"].sample.steps = 10
   members["flow_matching"].sample.steps = members["latent_diffusion"].sample.steps = 10
   over_codecs(members)
+
+
+def plain(members: dict[str, ConfigDict]) -> None:
+  """All see the pictures as they are, and draw of p(x | y) itself; in place."""
+  for c in members.values():
+    c.sample.guidance_scale, c.data.flip = 1.0, False
+  members["edm"].diffusion.augment = 0.0
 
 
 def over_codecs(members: dict[str, ConfigDict]) -> None:
@@ -110,8 +116,7 @@ def tiny() -> ConfigDict:
   members = {k: m.get_config("tiny") for k, m in MEMBERS.items()}
   over_codecs(members)
   members["latent_diffusion"].model.patch = 1
-  for c in members.values():
-    c.sample.guidance_scale, c.data.flip = 1.0, False
+  plain(members)
   c = base.comparison(members, {k: m.get_config("tiny") for k, m in CODECS.items()})
   c.seeds, c.parameters = (0,), (100, 200_000)
   c.budget.unit = "steps"

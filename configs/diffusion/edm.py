@@ -2,10 +2,12 @@
 
 The default is unconditional CIFAR-10 with the DDPM++ network (table 7 and appendix
 F.2): preconditioning, lognormal noise, lambda weights, 200 million images in batches of
-512, EMA half-life 500,000 images, 18 steps of Heun's method, 35 network evaluations.
-augmentation with probability 0.12 in place of mirrored pictures. Table 2, VP: A 3.01,
-B 2.51, C 2.31, D 2.29, E 2.05, F, which is this, 1.97. E has `diffusion.augment=0` and
-`data.flip=True`.
+512, EMA half-life 500,000 images, augmentation with probability 0.12 in place of
+mirrored pictures, 18 steps of Heun's method, 35 network evaluations. Table 2, VP: A
+3.01, B 2.51, C 2.31, D 2.29, E 2.05, F, which is this, 1.97. E has
+`diffusion.augment=0` and, from memory, `data.flip=True`. Differences: the labels of the
+augmentation are added behind the layers that embed the noise, not before, and see
+`diffusion/augmentation.py`.
 
 The paper's ablations are one setting each: `diffusion.prediction`, `diffusion.loss`,
 `noise.schedule`, `noise.edm.p_mean`, `sample.sampler`, `sample.grid`, `sample.lens`,
