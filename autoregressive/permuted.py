@@ -34,9 +34,9 @@ from text.cond import Cond, guide
 def make(config: ConfigDict, spec: Spec) -> Family:
   """The family of a causal transformer over numbers, in the `autoregressive.order`.
 
-  'random' draws an order of each example; its eval, in bits a number, is the mean code
-  length over orders, which is at least that of the mean over orders of p. 'raster' is
-  row by row.
+  'random' draws an order for each example; loss and eval are the code length in it, in
+  bits a number. Pictures are drawn of the mean of p over orders, whose code length is
+  no longer than the mean of theirs. 'raster' is row by row.
 
   Edits: inpaint, which draws where the mask is 1, after all that is shown.
 
