@@ -1,5 +1,6 @@
 """The decoding loop: number after number, all in one compiled scan."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -9,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from autoregressive import sampling
 from autoregressive.sampling import Logits, Sampling
 from nets import stream as streams
-from nets.decoder import cached, caches, unstacked
+from nets.decoder import Decoder, Layers, cached, caches, unstacked
+from nets.masked import MaskedTokens, along
 from nets.stream import Stream
 from text.cond import Cond, guide
 
@@ -27,7 +29,7 @@ def decode(
   length: int,
   settings: Sampling,
   known: Int[Array, "n l"] | None = None,
-  count: int = 0,
+  count: Int[Array, " n"] | int = 0,
 ) -> Int[Array, "n {length}"]:
   """Draws `length` numbers of each sample, the first `count` of them as `known`.
 
@@ -40,7 +42,7 @@ def decode(
     length: of the sequence.
     settings: of guidance and filters.
     known: what is given of the sequences.
-    count: how much of it.
+    count: how much of it, of all or of each.
   """
   guided, n = len(logits) > len(keys), len(keys)
 
@@ -68,11 +70,48 @@ def begin(
   stream: Stream, params: PyTree, cond: Cond, batch: int, length: int
 ) -> tuple[PyTree, Logits, Advance]:
   """What `decode` starts from: caches with the condition, logits, and how to go on."""
-  first, mask = stream.apply({"params": params}, cond, batch, method="prefix")
-  b, m, _ = first.shape
-  net, total = stream.decoder, m + length - 1
-  own = unstacked(net, params["decoder"])
-  angles = streams.angles_of(stream, m - 1)[:total]
+  apply = functools.partial(stream.apply, {"params": params})
+  first, mask = apply(cond, batch, method="prefix")
+  extra = first.shape[1] - 1
+  angles = streams.angles_of(stream, extra)[: extra + length]
+
+  def item(numbers: Int[Array, " b"], i: Int[Array, ""]) -> Float[Array, "b 1 d"]:
+    return apply(numbers[:, None], i[None], method="items")
+
+  layers = unstacked(stream.decoder, params["decoder"])
+  return _begin(stream.decoder, layers, first, mask, angles, item, apply)
+
+
+def in_order(
+  net: MaskedTokens, params: PyTree, cond: Cond, places: Int[Array, "b l"]
+) -> tuple[PyTree, Logits, Advance]:
+  """`begin` of a permuted decoder: number i is the one at places[:, i]."""
+  apply = functools.partial(net.apply, {"params": params})
+  first, mask = apply(cond, len(places), method="front")
+  first = jnp.concatenate([first, apply(places[:, :1], method="begin")], axis=1)
+  mask = jnp.pad(mask, ((0, 0), (0, 1)), constant_values=True)
+  decoder = net.trunk.decoder
+  angles = along(decoder, first.shape[1] + places.shape[1] - 1)
+
+  def item(numbers: Int[Array, " b"], i: Int[Array, ""]) -> Float[Array, "b 1 d"]:
+    at, after = (places[:, j, None] for j in (i, i + 1))
+    return apply(numbers[:, None], at, after, method="next")
+
+  layers = unstacked(decoder, params["trunk"]["decoder"])
+  return _begin(decoder, layers, first, mask, angles, item, apply)
+
+
+def _begin(
+  net: Decoder,
+  own: Layers,
+  first: Float[Array, "b m d"],
+  mask: Bool[Array, "b m"],
+  angles: Float[Array, "l e"],
+  item: Callable[[Int[Array, " b"], Int[Array, ""]], Float[Array, "b 1 d"]],
+  apply: Callable[..., Array],
+) -> tuple[PyTree, Logits, Advance]:
+  """Of items before the first number, and those of numbers; `angles` are of all."""
+  (b, m, _), total = first.shape, len(angles)
   may_read = streams.readable(mask, total)
   reads = streams.causal(may_read[:, :m])
   reads = jnp.pad(reads, ((0, 0), (0, 0), (0, total - m)))
@@ -80,13 +119,12 @@ def begin(
   y, state = cached(net, own, state, first, angles[:m], reads, 0)
 
   def told(y: Float[Array, "b 1 d"]) -> Logits:
-    return stream.apply({"params": params}, y, method="logits")[:, 0]
+    return apply(y, method="logits")[:, 0]
 
   def advance(
     state: PyTree, numbers: Int[Array, " b"], i: Int[Array, ""]
   ) -> tuple[PyTree, Logits]:
-    x = stream.apply({"params": params}, numbers[:, None], i[None], method="items")
-    at = m + i
+    x, at = item(numbers, i), m + i
     seen = reads_of(may_read, at)
     angle = jax.lax.dynamic_slice_in_dim(angles, at, 1)
     y, state = cached(net, own, state, x, angle, seen, at)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from ml_collections import ConfigDict
 
-from autoregressive import decoder, masking, sampling, sequence
+from autoregressive import decoder, decoding, masking, sampling, sequence
 from autoregressive.settings import refuse_others
 from core import checks
 from core.family import (
@@ -28,7 +28,9 @@ from core.levels import bits
 from nets import build
 from nets.masked import MaskedTokens, Permuted
 from text import encoders
-from text.cond import Cond, guide
+from text.cond import Cond
+
+ORDER = 2**32 - 1  # folded into a sample's key for its order; its draws count from 0
 
 
 def make(config: ConfigDict, spec: Spec) -> Family:
@@ -51,7 +53,6 @@ def make(config: ConfigDict, spec: Spec) -> Family:
   encoders.check_guidance(config.text, settings.guidance_scale)
   net = network(config, spec, numbers.vocab)
   guides = settings.guidance_scale != 1 and config.text.encoder != "none"
-  frames = min(config.sample.frames, length)
 
   def init(rng: Array, batch: Batch) -> PyTree:
     x = numbers.read(jnp.asarray(batch["x"][:1]))
@@ -78,31 +79,16 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     x: Int[Array, "n l"],
     hidden: Bool[Array, "n l"],
   ) -> Samples:
-    n, keys, rows = len(x), sample_keys(rng, len(x)), jnp.arange(len(x))
+    keys = sample_keys(rng, len(x))
     cond = cond.with_null() if guides else cond.replace(negative=None)
-    places = masking.places(order, keys_at(keys, 0), hidden)
-
-    def told(x: Int[Array, "n l"], i: Array) -> Float[Array, "n v"]:
-      two = x, places
-      if guides:
-        two = (jnp.concatenate([a, a]) for a in two)
-      logits = net.apply({"params": params}, *two, cond)
-      if guides:
-        logits = guide(logits, sampling.scale_at(settings, (i + 1) / length))
-      return logits[rows, places[:, i]]
-
-    def body(carry: tuple, i: Array) -> tuple[tuple, None]:
-      x, film = carry
-      found = sampling.draw(sampling.filtered(told(x, i), settings), keys, i + 1)
-      at = places[:, i]
-      x = x.at[rows, at].set(jnp.where(hidden[rows, at], found, x[rows, at]))
-      # A later estimate overwrites an earlier one of the same frame.
-      return (x, film.at[i * frames // length].set(x)), None
-
-    start = jnp.where(hidden, 0, x), jnp.zeros((frames, *x.shape), x.dtype)
-    (x, film), _ = jax.lax.scan(body, start, jnp.arange(length))
-    stages = numbers.show(film.reshape(-1, length)).reshape(frames, n, *spec.shape)
-    return Samples(numbers.show(x), stages, jnp.full(n, length, jnp.int32))
+    places = masking.places(order, keys_at(keys, ORDER), hidden)
+    both = jnp.concatenate([places, places]) if guides else places
+    start, known = decoding.in_order(net, params, cond, both), length - hidden.sum(1)
+    given = jnp.take_along_axis(x, places, axis=1)
+    found = decoding.decode(*start, keys, length, settings, given, known)
+    when = jnp.argsort(places, axis=1)
+    found = jnp.take_along_axis(found, when, axis=1)
+    return numbers.film(found, config.sample.frames, when=when)
 
   def read(given: Given) -> tuple[Int[Array, "n l"], Bool[Array, "n l"]]:
     mask = jnp.broadcast_to(given.mask > 0.5, given.images.shape)

@@ -27,8 +27,9 @@ class Sequence(NamedTuple):
     bits: name of the eval that is the code length of a number in bits.
     read: pictures -> sequences.
     show: sequences -> pictures.
-    film: (sequences, frames, first=0) -> Samples, of the canvas filling up from its
-      `first` numbers; see `core.family.Samples` for what is to come.
+    film: (sequences, frames, first=0, when=None) -> Samples, of the canvas filling up
+      from its `first` numbers; see `core.family.Samples` for what is to come. `when`
+      counts the draws before that of each number, if they are not in a row.
   """
 
   shape: tuple[int, int, int]
@@ -57,11 +58,14 @@ def make(family: str, spec: Spec) -> Sequence:
     x = numbers.reshape(-1, *spec.shape)
     return levels.from_levels(x) if of_pixels else x
 
-  def film(numbers: Numbers, frames: int, first: int = 0) -> Samples:
+  def film(
+    numbers: Numbers, frames: int, first: int = 0, when: Numbers | None = None
+  ) -> Samples:
     images = show(numbers)
     # Backwards, so that a single frame is the picture.
     drawn = np.linspace(length, first, frames).round().astype(int)[::-1]
-    before = (np.arange(length) < drawn[:, None]).reshape(frames, 1, *spec.shape)
+    when = jnp.arange(length)[None] if when is None else when
+    before = (when < drawn[:, None, None]).reshape(frames, -1, *spec.shape)
     stages = jnp.where(before, images, 0 if of_pixels else -1)
     return Samples(images, stages, jnp.full(len(images), length, jnp.int32))
 

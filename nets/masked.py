@@ -1,5 +1,7 @@
 """Networks that tell the hidden places of a picture from those that are shown."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,12 +18,8 @@ from text.cond import Cond
 Seen = Bool[Array, "b l"] | Int[Array, "b l"]
 
 
-class Masked(nn.Module):
-  """Items of places, some of them hidden, and a condition -> what is known of each.
-
-  A transformer in which all read all. A hidden place is a learned item; every place has
-  a learned position besides its rotary one, by which hidden ones differ. The condition
-  is in front, as in `Stream`.
+class Trunk(nn.Module):
+  """A transformer of a condition and the places of a picture.
 
   Attributes:
     encoder: raw `Cond` -> encoded, trained along.
@@ -33,7 +31,42 @@ class Masked(nn.Module):
   decoder: Decoder
   shape: tuple[int, int, int]
 
-  @nn.compact
+  def setup(self) -> None:
+    dim, dtype = self.decoder.dim, self.decoder.dtype
+    self.start = self.param("start", INIT, (dim,))
+    self.pooled, self.text = (Dense(dim, dtype=dtype) for _ in range(2))
+
+  def table(self, name: str) -> Float[Array, "l d"]:
+    """A learned vector for each place."""
+    return self.param(name, INIT, (math.prod(self.shape), self.decoder.dim))
+
+  def front(
+    self, cond: Cond, batch: int
+  ) -> tuple[Float[Array, "{batch} m d"], Bool[Array, "{batch} m"]]:
+    """The condition's items, as in `Stream`, and which of them may be read."""
+    cond = self.encoder(cond)
+    first = jnp.broadcast_to(self.start, (batch, 1, len(self.start)))
+    if cond.pooled is not None:
+      first = first + self.pooled(cond.pooled)[:, None]
+    seen = jnp.ones((batch, 1), bool)
+    if cond.seq is None:
+      return first, seen
+    seen = jnp.concatenate([cond.mask, seen], axis=1)
+    return jnp.concatenate([self.text(cond.seq), first], axis=1), seen
+
+
+class Masked(Trunk):
+  """Items of places, some of them hidden, and a condition -> what is known of each.
+
+  All read all. A hidden place is a learned item; every place has a learned position
+  besides its rotary one, by which hidden ones differ.
+  """
+
+  def setup(self) -> None:
+    self.hidden = self.param("hidden", INIT, (self.decoder.dim,))
+    self.positions = self.table("positions")
+    super().setup()
+
   def __call__(
     self,
     items: Float[Array, "b l d"],
@@ -41,32 +74,27 @@ class Masked(nn.Module):
     cond: Cond,
     ids: Integer[Array, " b"] | None = None,
   ) -> Float[Array, "b l d"]:
-    _, length, dim = items.shape
-    hole = self.param("hidden", INIT, (dim,))
-    places = self.param("positions", INIT, (length, dim))
-    first, seen = _front(self, self.encoder(cond), len(items))
-    before = first.shape[1]
-    items = jnp.where(hidden[..., None], hole, items) + places
-    positions = jnp.asarray(grid_positions(self.shape, before))
-    angles = rotary_angles(positions, dim // self.decoder.heads)
+    first, seen = self.front(cond, len(items))
+    before, total = first.shape[1], first.shape[1] + items.shape[1]
+    items = jnp.where(hidden[..., None], self.hidden, items) + self.positions
+    places = jnp.asarray(grid_positions(self.shape, before))
+    angles = rotary_angles(places, self.decoder.dim // self.decoder.heads)
     x = jnp.concatenate([first, items], axis=1)
-    return self.decoder(x, angles, readable(seen, before + length), ids)[:, before:]
+    return self.decoder(x, angles, readable(seen, total), ids)[:, before:]
 
 
-class Permuted(nn.Module):
+class Permuted(Trunk):
   """Items of places and an order -> what is known of each by those before it.
 
-  A causal transformer: what tells place order(i) has read the condition and the items
-  at order(0), ..., order(i - 1), each with a learned position, and a learned position
-  of the place that is told next (Li et al. 2024, arXiv:2406.11838, section 3.3).
-  Rotary positions count along the order. Attributes as in `Masked`.
+  Causal: what tells place order(i) has read the condition and the items at order(0),
+  ..., order(i - 1), each with a learned position, and a learned position of the place
+  that is told next (Li et al. 2024, arXiv:2406.11838, section 3.3).
   """
 
-  encoder: nn.Module
-  decoder: Decoder
-  shape: tuple[int, int, int]
+  def setup(self) -> None:
+    self.positions, self.targets = self.table("positions"), self.table("targets")
+    super().setup()
 
-  @nn.compact
   def __call__(
     self,
     items: Float[Array, "b l d"],
@@ -74,35 +102,31 @@ class Permuted(nn.Module):
     cond: Cond,
     ids: Integer[Array, " b"] | None = None,
   ) -> Float[Array, "b l d"]:
-    _, length, dim = items.shape
-    places = self.param("positions", INIT, (length, dim))
-    targets = self.param("targets", INIT, (length, dim))
-    first, seen = _front(self, self.encoder(cond), len(items))
-    before = first.shape[1]
-    told = jnp.take_along_axis(items + places, order[..., None], axis=1)
-    told = jnp.pad(told[:, :-1], ((0, 0), (1, 0), (0, 0)))
-    x = jnp.concatenate([first, told + targets[order]], axis=1)
-    along = jnp.arange(before + length)
-    angles = rotary_angles(jnp.stack([along, along], -1), dim // self.decoder.heads)
-    reads = causal(readable(seen, before + length))
-    y = self.decoder(x, angles, reads, ids)[:, before:]
+    first, seen = self.front(cond, len(items))
+    before, total = first.shape[1], first.shape[1] + items.shape[1]
+    told = jnp.take_along_axis(items, order[..., None], axis=1)
+    x = [first, self.next(None, None, order[:, :1])]
+    x.append(self.next(told[:, :-1], order[:, :-1], order[:, 1:]))
+    reads = causal(readable(seen, total))
+    x = jnp.concatenate(x, axis=1)
+    y = self.decoder(x, along(self.decoder, total), reads, ids)[:, before:]
     return jnp.take_along_axis(y, jnp.argsort(order, axis=1)[..., None], axis=1)
 
+  def next(
+    self,
+    items: Float[Array, "b k d"] | None,
+    places: Int[Array, "b k"] | None,
+    targets: Int[Array, "b k"],
+  ) -> Float[Array, "b k d"]:
+    """What tells `targets` after these items at their places, or at the beginning."""
+    told = self.targets[targets]
+    return told if items is None else items + self.positions[places] + told
 
-def _front(
-  net: Masked | Permuted, cond: Cond, batch: int
-) -> tuple[Float[Array, "b m d"], Bool[Array, "b m"]]:
-  """An encoded condition as items of `net`, and which of them may be read."""
-  dim, dtype = net.decoder.dim, net.decoder.dtype
-  first = jnp.broadcast_to(net.param("start", INIT, (dim,)), (batch, 1, dim))
-  if cond.pooled is not None:
-    first = first + Dense(dim, dtype=dtype, name="pooled")(cond.pooled)[:, None]
-  seen = jnp.ones((batch, 1), bool)
-  if cond.seq is None:
-    return first, seen
-  text = Dense(dim, dtype=dtype, name="text")(cond.seq)
-  seen = jnp.concatenate([cond.mask, seen], axis=1)
-  return jnp.concatenate([text, first], axis=1), seen
+
+def along(decoder: Decoder, length: int) -> Float[Array, "{length} e"]:
+  """Rotary angles that count along an order."""
+  places = jnp.arange(length)
+  return rotary_angles(jnp.stack([places, places], -1), decoder.dim // decoder.heads)
 
 
 class MaskedTokens(nn.Module):
@@ -115,7 +139,11 @@ class MaskedTokens(nn.Module):
   trunk: Masked | Permuted
   vocab: int
 
-  @nn.compact
+  def setup(self) -> None:
+    dim, channels = self.trunk.decoder.dim, self.trunk.shape[-1]
+    self.values = Embed(channels * self.vocab, dim, embedding_init=INIT)
+    self.head = Dense(self.vocab, use_bias=False, kernel_init=INIT)
+
   def __call__(
     self,
     x: Int[Array, "b l"],
@@ -123,11 +151,34 @@ class MaskedTokens(nn.Module):
     cond: Cond,
     ids: Integer[Array, " b"] | None = None,
   ) -> Float[Array, "b l {self.vocab}"]:
-    dim, channels = self.trunk.decoder.dim, self.trunk.shape[-1]
-    own = jnp.arange(x.shape[1]) % channels * self.vocab
-    table = Embed(channels * self.vocab, dim, embedding_init=INIT, name="values")
-    y = self.trunk(table(own + x), seen, cond, ids)
-    return Dense(self.vocab, use_bias=False, kernel_init=INIT, name="head")(y)
+    items = self.items(x, jnp.arange(x.shape[1]))
+    return self.head(self.trunk(items, seen, cond, ids))
+
+  def items(
+    self, x: Int[Array, "b k"], places: Int[Array, "*b k"]
+  ) -> Float[Array, "b k d"]:
+    """What the numbers at these places are to the trunk."""
+    return self.values(places % self.trunk.shape[-1] * self.vocab + x)
+
+  # To decode with caches, in an order.
+
+  def front(self, cond: Cond, batch: int) -> tuple[Array, Array]:
+    """`Trunk.front`."""
+    return self.trunk.front(cond, batch)
+
+  def begin(self, targets: Int[Array, "b k"]) -> Float[Array, "b k d"]:
+    """What tells the first places."""
+    return self.trunk.next(None, None, targets)
+
+  def next(
+    self, x: Int[Array, "b k"], places: Int[Array, "b k"], targets: Int[Array, "b k"]
+  ) -> Float[Array, "b k d"]:
+    """What tells `targets` after the numbers at `places`."""
+    return self.trunk.next(self.items(x, places), places, targets)
+
+  def logits(self, y: Float[Array, "b k d"]) -> Float[Array, "b k {self.vocab}"]:
+    """Of the places told at the decoder's output `y`."""
+    return self.head(y)
 
 
 class MaskedVectors(nn.Module):
