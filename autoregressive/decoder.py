@@ -112,8 +112,9 @@ def of_stream(
     start = decoding.begin(stream, params, cond, batch, numbers.length)
     kept_share = 0.0 if known is None else 1 - config.sample.strength
     count = round(kept_share * numbers.length)
+    kept = None if known is None else (jnp.arange(numbers.length) < count)[None]
     found = decoding.decode(
-      *start, sample_keys(rng, n), numbers.length, settings, known, count
+      *start, sample_keys(rng, n), numbers.length, settings, known, kept
     )
     return numbers.film(found, config.sample.frames, count)
 

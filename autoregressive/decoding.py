@@ -29,9 +29,9 @@ def decode(
   length: int,
   settings: Sampling,
   known: Int[Array, "n l"] | None = None,
-  count: Int[Array, " n"] | int = 0,
+  kept: Bool[Array, "#n l"] | None = None,
 ) -> Int[Array, "n {length}"]:
-  """Draws `length` numbers of each sample, the first `count` of them as `known`.
+  """Draws `length` numbers of each sample, but for those that are `known` and `kept`.
 
   Args:
     state: what `advance` carries, such as caches.
@@ -42,7 +42,7 @@ def decode(
     length: of the sequence.
     settings: of guidance and filters.
     known: what is given of the sequences.
-    count: how much of it, of all or of each.
+    kept: which of it.
   """
   guided, n = len(logits) > len(keys), len(keys)
 
@@ -53,7 +53,7 @@ def decode(
     drawn = sampling.draw(sampling.filtered(logits, settings), keys, i)
     if known is None:
       return drawn
-    return jnp.where(i < count, known[:, i], drawn)
+    return jnp.where(kept[:, i], known[:, i], drawn)
 
   def body(carry: tuple, i: Int[Array, ""]) -> tuple[tuple, Int[Array, " n"]]:
     state, logits = carry

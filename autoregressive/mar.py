@@ -121,11 +121,10 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     """
     n, keys, rows = len(x), sample_keys(rng, len(x)), jnp.arange(len(x))[:, None]
     cond = cond.with_null() if guides else cond.replace(negative=None)
-    shuffle = jax.vmap(lambda key: jax.random.uniform(key, (length,)))
-    if causal:
-      order = masking.places(own.order, keys_at(keys, 0), hidden)
-    else:
-      order = jnp.argsort(shuffle(keys_at(keys, 0)), axis=1)
+    # Of masked ones any: places that are shown are read whenever they come.
+    how = own.order if causal else "random"
+    among = hidden if causal else jnp.ones_like(hidden)
+    order = masking.places(how, keys_at(keys, 0), among)
 
     def body(carry: tuple, i: Array) -> tuple[tuple, None]:
       canvas, left, film = carry

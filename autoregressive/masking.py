@@ -124,11 +124,14 @@ def lowest(score: Float[Array, "b l"], count: Int[Array, " b"]) -> Bool[Array, "
 def places(
   order: str, keys: Key[Array, " b"], hidden: Bool[Array, "b l"]
 ) -> Int[Array, "b l"]:
-  """The shown places, then the hidden ones: row by row, or if 'random' by the keys."""
-  score = 2.0 * hidden
-  if order == "random":
-    score += jax.vmap(lambda key: jax.random.uniform(key, hidden.shape[1:]))(keys)
-  return jnp.argsort(score, axis=1, stable=True)
+  """Row by row; or if 'random' by the keys, the shown places before the hidden ones.
+
+  Row by row what is shown stays where it is: a network has seen no other order.
+  """
+  if order == "raster":
+    return jnp.broadcast_to(jnp.arange(hidden.shape[1]), hidden.shape)
+  score = jax.vmap(lambda key: jax.random.uniform(key, hidden.shape[1:]))(keys)
+  return jnp.lexsort((score, hidden), axis=1)
 
 
 def check_order(config: ConfigDict, known: tuple[str, ...]) -> None:

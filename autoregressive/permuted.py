@@ -38,9 +38,11 @@ def make(config: ConfigDict, spec: Spec) -> Family:
 
   'random' draws an order for each example; loss and eval are the code length in it, in
   bits a number. Pictures are drawn of the mean of p over orders, whose code length is
-  no longer than the mean of theirs. 'raster' is row by row.
+  no longer than the mean of theirs. 'raster' is row by row. A picture takes as many
+  evaluations as it has numbers, whatever `sample.steps`.
 
-  Edits: inpaint, which draws where the mask is 1, after all that is shown.
+  Edits: inpaint, which draws where the mask is 1; in a random order after all that is
+  shown, row by row it reads what is shown before.
 
   Raises:
     UserError: latents, or settings that it cannot take.
@@ -83,9 +85,9 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     cond = cond.with_null() if guides else cond.replace(negative=None)
     places = masking.places(order, keys_at(keys, ORDER), hidden)
     both = jnp.concatenate([places, places]) if guides else places
-    start, known = decoding.in_order(net, params, cond, both), length - hidden.sum(1)
-    given = jnp.take_along_axis(x, places, axis=1)
-    found = decoding.decode(*start, keys, length, settings, given, known)
+    start = decoding.in_order(net, params, cond, both)
+    known, kept = (jnp.take_along_axis(a, places, axis=1) for a in (x, ~hidden))
+    found = decoding.decode(*start, keys, length, settings, known, kept)
     when = jnp.argsort(places, axis=1)
     found = jnp.take_along_axis(found, when, axis=1)
     return numbers.film(found, config.sample.frames, when=when)

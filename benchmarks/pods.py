@@ -36,6 +36,7 @@ CONFIGS = {
   "configs/diffusion/dit.py:sit": AUTOENCODER,
   "configs/autoregressive/decoder.py": VQGAN,
   "configs/autoregressive/maskgit.py": VQGAN,
+  "configs/autoregressive/permuted.py": VQGAN,
   "configs/autoregressive/mar.py": AUTOENCODER,
   "configs/flows/jet.py": "",
   "configs/flows/glow.py:imagenet64": "",

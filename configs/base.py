@@ -200,7 +200,8 @@ def get_config() -> ConfigDict:
   c.sample.augmentation = 0.1  # noise added to the small picture, in [0, 1]
   # What --image is for: image_to_image, inpaint, invert or interpolate; of an
   # autoencoder reconstruct or interpolate, of a flow interpolate, of an autoregressive
-  # model complete, of MaskGIT and MAR inpaint; with text.embedding interpolate.
+  # model complete, of MaskGIT, MAR and permuted inpaint; with text.embedding
+  # interpolate.
   c.sample.edit = "image_to_image"
   # Share of the steps that image_to_image takes, of the picture that complete draws.
   c.sample.strength = 0.6
@@ -453,7 +454,7 @@ def autoregressive() -> ConfigDict:
   # of maskgit in training: cosine, linear, square, cubic or root.
   a.schedule = "cosine"
   a.label_smoothing = 0.1  # of maskgit
-  # Of mar and permuted: masked, where all places read all that is shown (mar's own), or
+  # Of mar: masked, where all places read all that is shown; or of mar and permuted
   # random or raster, where each reads those before it, and one is drawn at a time.
   a.order = "masked"
   # Of mar: what its head predicts, as diffusion.prediction, the head's width and number

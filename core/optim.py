@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from core.errors import UserError, unknown
 
 # Parameters with weight decay, by name: of linear maps, convolutions and tables.
-DECAYS = ("kernel", "embedding", "positions")
+DECAYS = ("kernel", "embedding", "positions", "targets")
 
 
 def learning_rate(optim: ConfigDict, steps: int) -> optax.Schedule:

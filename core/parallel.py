@@ -59,6 +59,7 @@ RULES = {
   "kernel": (-2, -1),  # of linear maps and convolutions: inputs, outputs
   "embedding": (-2, -1),  # rows, features
   "positions": (-1,),
+  "targets": (-1,),
 }
 OTHERS = (-1, -2)
 # The axis of a layer's kernel that tensor alone cuts: the devices compute some outputs

@@ -219,7 +219,7 @@ def check_same(
   bound = ("train.steps",) if decays else ()
   changed = [
     f"{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} given"
-    for key in sorted(old.keys() | new.keys())
+    for key in sorted(old.keys() | new.keys(), key=lambda key: (key not in bound, key))
     if old.get(key) != new.get(key) and (key in bound or not key.startswith(free))
   ]
   if changed:

@@ -15,7 +15,7 @@ from nets.stream import INIT, causal, grid_positions, readable
 from text.cond import Cond
 
 # What the trunk is told of the places: which are hidden, or in which order they come.
-Seen = Bool[Array, "b l"] | Int[Array, "b l"]
+Told = Bool[Array, "b l"] | Int[Array, "b l"]
 
 
 class Trunk(nn.Module):
@@ -48,11 +48,11 @@ class Trunk(nn.Module):
     first = jnp.broadcast_to(self.start, (batch, 1, len(self.start)))
     if cond.pooled is not None:
       first = first + self.pooled(cond.pooled)[:, None]
-    seen = jnp.ones((batch, 1), bool)
+    mask = jnp.ones((batch, 1), bool)
     if cond.seq is None:
-      return first, seen
-    seen = jnp.concatenate([cond.mask, seen], axis=1)
-    return jnp.concatenate([self.text(cond.seq), first], axis=1), seen
+      return first, mask
+    mask = jnp.concatenate([cond.mask, mask], axis=1)
+    return jnp.concatenate([self.text(cond.seq), first], axis=1), mask
 
 
 class Masked(Trunk):
@@ -74,13 +74,13 @@ class Masked(Trunk):
     cond: Cond,
     ids: Integer[Array, " b"] | None = None,
   ) -> Float[Array, "b l d"]:
-    first, seen = self.front(cond, len(items))
+    first, mask = self.front(cond, len(items))
     before, total = first.shape[1], first.shape[1] + items.shape[1]
     items = jnp.where(hidden[..., None], self.hidden, items) + self.positions
     places = jnp.asarray(grid_positions(self.shape, before))
     angles = rotary_angles(places, self.decoder.dim // self.decoder.heads)
     x = jnp.concatenate([first, items], axis=1)
-    return self.decoder(x, angles, readable(seen, total), ids)[:, before:]
+    return self.decoder(x, angles, readable(mask, total), ids)[:, before:]
 
 
 class Permuted(Trunk):
@@ -88,7 +88,8 @@ class Permuted(Trunk):
 
   Causal: what tells place order(i) has read the condition and the items at order(0),
   ..., order(i - 1), each with a learned position, and a learned position of the place
-  that is told next (Li et al. 2024, arXiv:2406.11838, section 3.3).
+  that is told next (Li et al. 2024, arXiv:2406.11838, section 3.4; there it is
+  added inside of a decoder). Rotary positions count along the order.
   """
 
   def setup(self) -> None:
@@ -102,12 +103,12 @@ class Permuted(Trunk):
     cond: Cond,
     ids: Integer[Array, " b"] | None = None,
   ) -> Float[Array, "b l d"]:
-    first, seen = self.front(cond, len(items))
+    first, mask = self.front(cond, len(items))
     before, total = first.shape[1], first.shape[1] + items.shape[1]
     told = jnp.take_along_axis(items, order[..., None], axis=1)
     x = [first, self.next(None, None, order[:, :1])]
     x.append(self.next(told[:, :-1], order[:, :-1], order[:, 1:]))
-    reads = causal(readable(seen, total))
+    reads = causal(readable(mask, total))
     x = jnp.concatenate(x, axis=1)
     y = self.decoder(x, along(self.decoder, total), reads, ids)[:, before:]
     return jnp.take_along_axis(y, jnp.argsort(order, axis=1)[..., None], axis=1)
@@ -147,12 +148,12 @@ class MaskedTokens(nn.Module):
   def __call__(
     self,
     x: Int[Array, "b l"],
-    seen: Seen,
+    told: Told,
     cond: Cond,
     ids: Integer[Array, " b"] | None = None,
   ) -> Float[Array, "b l {self.vocab}"]:
     items = self.items(x, jnp.arange(x.shape[1]))
-    return self.head(self.trunk(items, seen, cond, ids))
+    return self.head(self.trunk(items, told, cond, ids))
 
   def items(
     self, x: Int[Array, "b k"], places: Int[Array, "*b k"]
@@ -197,12 +198,12 @@ class MaskedVectors(nn.Module):
   def __call__(
     self,
     x: Float[Array, "b l v"],
-    seen: Seen,
+    told: Told,
     cond: Cond,
     ids: Integer[Array, " b"] | None = None,
   ) -> Float[Array, "b l d"]:
     """What is known of each place, for the head."""
-    return self.trunk(self.values(x), seen, cond, ids)
+    return self.trunk(self.values(x), told, cond, ids)
 
   def denoise(
     self,
@@ -214,10 +215,10 @@ class MaskedVectors(nn.Module):
     return self.head(x_t, logsnr, z)
 
   def both(
-    self, x: Float[Array, "b l v"], seen: Seen, cond: Cond
+    self, x: Float[Array, "b l v"], told: Told, cond: Cond
   ) -> Float[Array, "b l v"]:
     """Runs every part once, to make the parameters."""
-    return self.denoise(x, jnp.zeros(x.shape[:2]), self(x, seen, cond))
+    return self.denoise(x, jnp.zeros(x.shape[:2]), self(x, told, cond))
 
 
 class DiffusionHead(nn.Module):

@@ -280,11 +280,12 @@ def likelihood(config: ConfigDict) -> str:
   """What a family's `bpd` is: exact, a bound on it, or '' where there is none.
 
   Only a product of conditionals tells it exactly; the others integrate over noise in
-  the grey levels, over latents or over noise levels.
+  the grey levels, over latents, noise levels or orders.
   """
   if config.data.codec or "bpd" not in build.family(config).evals:
     return ""
-  return "exact" if config.family.startswith("autoregressive.") else "bound"
+  product = config.family.startswith("autoregressive.")
+  return "exact" if product and config.family != "autoregressive.permuted" else "bound"
 
 
 def fitted(

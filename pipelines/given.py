@@ -80,8 +80,7 @@ def editor(
 
   Raises:
     UserError: the family has no such edit; as many prompts as pictures are needed, or
-      one; interpolation needs two
-      pictures and one prompt.
+      one; interpolation needs two pictures and one prompt.
   """
   sample.check_edit(config, family)
   between = config.sample.edit == "interpolate"

@@ -228,6 +228,7 @@ def test_a_codec_older_than_a_field_is_refused(place, tmp_path):
   [
     ("autoregressive/decoder", "tokens", "complete"),
     ("autoregressive/maskgit", "tokens", "inpaint"),
+    ("autoregressive/permuted", "tokens", "inpaint"),
     ("autoregressive/mar", "latents", "inpaint"),
   ],
 )

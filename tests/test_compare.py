@@ -362,6 +362,11 @@ def test_bits_are_exact_or_a_bound_or_none(name: str, kind: str) -> None:
   assert compare.likelihood(load_config(TINY).members[name]) == kind
 
 
+def test_bits_over_orders_are_a_bound() -> None:
+  config = load_config("configs/autoregressive/permuted.py")
+  assert compare.likelihood(config) == "bound"
+
+
 def test_what_none_beats() -> None:
   points = [(1, 9, "a"), (2, 5, "b"), (3, 5, "c"), (2, 7, "d"), (9, 1, "e")]
   points = [(float(x), float(y), name) for x, y, name in points]

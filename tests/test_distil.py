@@ -218,6 +218,13 @@ def test_settings_refused(field, value, message):
     families.make(config, Spec((8, 8, 3)))
 
 
+def test_a_student_has_something_to_learn_from():
+  config = load_config("configs/gan/distil.py")
+  config.gan.weight = config.distil.weight = 0.0
+  with pytest.raises(UserError, match="nothing to learn from: set one above 0"):
+    families.make(config, Spec((8, 8, 3)))
+
+
 def test_a_learned_schedule_is_refused():
   config = load_config("configs/gan/distil.py")
   config.noise.schedule, config.diffusion.prediction = "learned", "v"

@@ -124,6 +124,20 @@ def test_a_run_older_than_a_field_goes_on_without_it(tmp_path: Path) -> None:
     reopen_workdir(str(tmp_path), config)
 
 
+def test_a_refusal_names_some_of_many_fields(tmp_path: Path) -> None:
+  """First the number of steps, of which it says more."""
+  open_workdir(str(tmp_path), CONFIG)
+  config = CONFIG.copy_and_resolve_references()
+  for name in ("dim", "depth", "heads", "patch"):
+    config.model[name] += 1
+    if name != "patch":
+      config.text[name] += 1
+  config.optim.schedule, config.train.steps = "linear", config.train.steps + 1
+  told = r"\(train\.steps: .*; model\.patch: [^;]*; 4 more\); .* falls to 0"
+  with pytest.raises(UserError, match=told):
+    reopen_workdir(str(tmp_path), config)
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
   file = tmp_path / "a.txt"
   write_atomic(file, "old")

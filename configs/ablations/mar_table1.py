@@ -5,8 +5,9 @@ the other 19.58, bidirectional attention and a random order 8.75, the same with 
 diffusion loss 3.43. Those two draw one token at a time; several at a time have 8.79 and
 3.50, which are from memory. Rows `..._one` draw in as many steps as there are tokens:
 by the cosine schedule a step has one, two or none. Row by row with the diffusion loss
-19.23; causal attention in a random order 16.22, with the diffusion loss 13.07. In :tiny
-there is no codec.
+19.23; causal attention in a random order 16.22, with the diffusion loss 13.07: these
+three have rotary positions along the order, the others of the picture. In :tiny there
+is no codec.
 
 Variants: see `configs/ablations/__init__.py`; :paper reads runs/vqgan and
 runs/stable_diffusion_autoencoder.
