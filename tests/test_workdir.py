@@ -133,7 +133,7 @@ def test_a_refusal_names_some_of_many_fields(tmp_path: Path) -> None:
     if name != "patch":
       config.text[name] += 1
   config.optim.schedule, config.train.steps = "linear", config.train.steps + 1
-  told = r"\(train\.steps: .*; model\.patch: [^;]*; 4 more\); .* falls to 0"
+  told = r"\(train\.steps: .*; optim\.schedule: [^;]*; 3 more\); .* falls to 0"
   with pytest.raises(UserError, match=told):
     reopen_workdir(str(tmp_path), config)
 
