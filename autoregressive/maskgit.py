@@ -16,7 +16,6 @@ from core import checks
 from core.family import (
   Batch,
   Family,
-  Given,
   Samples,
   Spec,
   example_keys,
@@ -134,17 +133,13 @@ def make(config: ConfigDict, spec: Spec) -> Family:
       jnp.full(n, steps, jnp.int32),
     )
 
-  def read(given: Given) -> tuple[Int[Array, "n l"], Bool[Array, "n l"]]:
-    mask = jnp.broadcast_to(given.mask > 0.5, given.images.shape)
-    return numbers.read(given.images), mask.reshape(len(mask), -1)
-
   return masking.family_of(
     config,
     spec,
     init=init,
     losses=losses,
     draw=drawn,
-    read=read,
+    read=masking.reader(numbers),
     name="bits_per_hidden",
   )
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 from ml_collections import ConfigDict
 
+from autoregressive.sequence import Sequence
 from core import checks
 from core.errors import unknown
 from core.family import Batch, Family, Given, Metrics, Samples, Spec
@@ -31,6 +32,8 @@ Losses = Callable[[PyTree, Batch, Array, bool], Float[Array, " b"]]
 Draw = Callable[
   [PyTree, Array, Cond, Shaped[Array, "n l ..."], Bool[Array, "n l"]], Samples
 ]
+# Given pictures -> sequences, and what of them is hidden.
+Read = Callable[[Given], tuple[Shaped[Array, "n l ..."], Bool[Array, "n l"]]]
 
 
 def family_of(
@@ -40,7 +43,7 @@ def family_of(
   init: Callable[[Array, Batch], PyTree],
   losses: Losses,
   draw: Draw,
-  read: Callable[[Given], tuple[Shaped[Array, "n l ..."], Bool[Array, "n l"]]],
+  read: Read,
   name: str,
 ) -> Family:
   """The family of a network that tells what is hidden from what is shown.
@@ -80,6 +83,16 @@ def family_of(
     evals={name: lambda *args: losses(*args, False)},
     edits=edits,
   )
+
+
+def reader(numbers: Sequence) -> Read:
+  """Given pictures -> their numbers, and which of them are to be drawn."""
+
+  def read(given: Given) -> tuple[Int[Array, "n l"], Bool[Array, "n l"]]:
+    mask = jnp.broadcast_to(given.mask > 0.5, given.images.shape)
+    return numbers.read(given.images), mask.reshape(len(mask), -1)
+
+  return read
 
 
 def share_at(schedule: str, r: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -17,7 +17,6 @@ from core import checks
 from core.family import (
   Batch,
   Family,
-  Given,
   Samples,
   Spec,
   example_keys,
@@ -92,12 +91,14 @@ def make(config: ConfigDict, spec: Spec) -> Family:
     found = jnp.take_along_axis(found, when, axis=1)
     return numbers.film(found, config.sample.frames, when=when)
 
-  def read(given: Given) -> tuple[Int[Array, "n l"], Bool[Array, "n l"]]:
-    mask = jnp.broadcast_to(given.mask > 0.5, given.images.shape)
-    return numbers.read(given.images), mask.reshape(len(mask), -1)
-
   return masking.family_of(
-    config, spec, init=init, losses=losses, draw=drawn, read=read, name=numbers.bits
+    config,
+    spec,
+    init=init,
+    losses=losses,
+    draw=drawn,
+    read=masking.reader(numbers),
+    name=numbers.bits,
   )
 
 
