@@ -1,4 +1,4 @@
-"""Networks that tell the hidden places of a picture from those that are shown."""
+"""Networks that tell places of a picture: the hidden from the shown, or in an order."""
 
 import math
 

@@ -173,6 +173,7 @@ def test_a_condition_that_is_dropped_is_not_told_of():
   )
   table = step(state.params)["generator"]["trunk"]["encoder"]["classes"]["embedding"]
   assert (np.asarray(table[:2]) == 0).all()
+  assert (np.asarray(table) != 0).any()  # of no class
 
 
 @pytest.mark.parametrize("order", ["random", "raster"])
