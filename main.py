@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from core import cli, hosts, parallel
+from core import cli, hosts, parallel, profiling
 from core.errors import UserError
 from data import source
 from pipelines import (
@@ -28,7 +28,13 @@ flags.DEFINE_string("mask", "", "picture, white where sample.edit=inpaint draws"
 flags.DEFINE_string("stage", "", "which part of a system; '' for all")
 flags.DEFINE_string("topology", "", "what to compile for, such as v5e:16x16")
 flags.DEFINE_multi_string("sweep", [], "FIELD=VALUE,VALUE or FILE.json; repeatable")
+flags.DEFINE_string("profile_steps", "", "FIRST:LAST, training steps to trace")
 flags.DEFINE_multi_string("prompt", [], "what to draw (--mode=sample); repeatable")
+
+
+def train(config: ConfigDict, path: str) -> None:
+  """Trains, and traces the --profile_steps."""
+  training.train(config, path, profiled=profiling.steps(FLAGS.profile_steps))
 
 
 def sample(config: ConfigDict, path: str) -> None:
@@ -63,7 +69,7 @@ def side_by_side(config: ConfigDict, path: str) -> None:
 
 
 MODES = {
-  "train": training.train,
+  "train": train,
   "sample": sample,
   "eval": training.score,
   "prepare": training.prepare,
@@ -78,6 +84,8 @@ def main() -> None:
   config = cli.parse(sys.argv)
   compare.check_mode(config, FLAGS.mode, FLAGS.stage)
   sweep.check_mode(config, FLAGS.mode, FLAGS.stage, FLAGS.sweep)
+  if profiling.steps(FLAGS.profile_steps) and FLAGS.mode != "train":
+    raise UserError("--profile_steps is for --mode=train.")
   if FLAGS.mode == "compile":
     return pods.report(config, FLAGS.workdir, FLAGS.topology, FLAGS.stage)
   if not FLAGS.workdir and FLAGS.mode != "prepare":

@@ -1,13 +1,16 @@
-"""A training step of the U-Net and the DiT against diffusers in PyTorch.
+"""A training step of each family's reference network against the same in PyTorch.
 
-    python benchmarks/step_time.py [rounds] [unet|dit ...]
+    python benchmarks/step_time.py [rounds] [unet|dit|vae|decoder|glow|sngan ...]
 
-Needs PyTorch and diffusers: the environment of `make parity`. Forward, backward and
-Adam, float32, on the CPU; the same shapes, widths and heads on both sides. The two
-take turns, so that both see the same machine; their numbers mean little alone, the
-ratio (theirs / ours: above 1, ours is faster) is what counts.
+U-Net, DiT and KL autoencoder against diffusers, decoder against transformers' Llama,
+Glow against normflows (as in flows.py), SNGAN against its own PyTorch (as in gan.py).
+Needs them all: the environment of `make parity`. Forward, backward and Adam, float32,
+on the CPU; the same shapes, widths and heads on both sides. The two take turns, so that
+both see the same machine; their numbers mean little alone, the ratio (theirs / ours:
+above 1, ours is faster) is what counts.
 """
 
+import importlib
 import statistics
 import sys
 import time
@@ -18,7 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 try:
   import torch
-  from diffusers import DiTTransformer2DModel, UNet2DModel
+
+  # Makes torchvision importable, which transformers asks for.
+  importlib.import_module("tests.parity.conftest")
+  from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet2DModel
+  from transformers import LlamaConfig, LlamaForCausalLM
+
+  from benchmarks import flows, gan
 except ImportError as error:
   sys.exit(
     f"step_time compares with PyTorch and diffusers, but {error.name} is not installed;"
@@ -31,23 +40,36 @@ import jax.numpy as jnp
 import optax
 
 from core import parallel
+from nets.autoencoder import Autoencoder
+from nets.decoder import Decoder
 from nets.dit import DiT
+from nets.stream import Stream
 from nets.unet import UNet
 from text.cond import Cond
+from text.encoders import NoEncoder
 
 SIZE, RATE = 32, 1e-4
 Step = Callable[[], None]
+Sides = tuple[tuple[Step, int], tuple[Step, int]]  # (step, parameters), ours and theirs
 
 
-def ours(net: nn.Module, batch: int) -> tuple[Step, int]:
-  """(a training step, the number of parameters)."""
+def denoiser(net: nn.Module, batch: int) -> tuple[Step, int]:
+  """A step that learns to give back what it is given."""
   x = jax.random.normal(jax.random.key(0), (batch, SIZE, SIZE, 3))
-  logsnr, cond, adam = jnp.linspace(-5, 5, batch), Cond(), optax.adam(RATE)
-  params = jax.jit(net.init)(jax.random.key(1), x, logsnr, cond)
+  logsnr = jnp.linspace(-5, 5, batch)
+  return ours(net, lambda y: jnp.mean((y - x) ** 2), x, logsnr, Cond())
+
+
+def ours(
+  net: nn.Module, loss_of: Callable[..., jax.Array], *inputs: jax.Array | Cond
+) -> tuple[Step, int]:
+  """(a training step, the number of parameters)."""
+  adam = optax.adam(RATE)
+  params = jax.jit(net.init)(jax.random.key(1), *inputs)
 
   def step(params: dict, opt: tuple) -> tuple[dict, tuple]:
     def loss(params: dict) -> jax.Array:
-      return jnp.mean((net.apply(params, x, logsnr, cond) - x) ** 2)
+      return loss_of(net.apply(params, *inputs))
 
     updates, opt = adam.update(jax.grad(loss)(params), opt)
     return optax.apply_updates(params, updates), opt
@@ -61,16 +83,23 @@ def ours(net: nn.Module, batch: int) -> tuple[Step, int]:
   return run, sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def theirs(
+def their_denoiser(
   net: torch.nn.Module, batch: int, **inputs: torch.Tensor
 ) -> tuple[Step, int]:
   """The same in PyTorch."""
   x = torch.randn(batch, 3, SIZE, SIZE)
   inputs = {"timestep": torch.arange(batch), **inputs}
+  return theirs(net, lambda: ((net(x, **inputs).sample - x) ** 2).mean())
+
+
+def theirs(
+  net: torch.nn.Module, loss_of: Callable[[], torch.Tensor]
+) -> tuple[Step, int]:
+  """(a training step, the number of parameters)."""
   adam = torch.optim.Adam(net.parameters(), RATE)
 
   def run() -> None:
-    loss = ((net(x, **inputs).sample - x) ** 2).mean()
+    loss = loss_of()
     adam.zero_grad()
     loss.backward()
     adam.step()
@@ -78,7 +107,7 @@ def theirs(
   return run, sum(p.numel() for p in net.parameters())
 
 
-def unet() -> tuple[tuple[Step, int], tuple[Step, int]]:
+def unet() -> Sides:
   """Widths 64, 128, 128; two blocks; attention at 16x16 and in the middle."""
   widths, batch = (64, 128, 128), 32
   net = UNet(out_channels=3, widths=widths, blocks=2, attention=(16,), head_dim=64)
@@ -92,10 +121,10 @@ def unet() -> tuple[tuple[Step, int], tuple[Step, int]]:
     attn_norm_num_groups=32,
     resnet_time_scale_shift="scale_shift",
   )
-  return ours(net, batch), theirs(peer, batch)
+  return denoiser(net, batch), their_denoiser(peer, batch)
 
 
-def dit() -> tuple[tuple[Step, int], tuple[Step, int]]:
+def dit() -> Sides:
   """Dim 384, depth 8, 6 heads, patch 2. Their blocks each embed the time anew."""
   batch = 16
   net = DiT(dim=384, depth=8, heads=6, patch=2, out_channels=3, scan=False)
@@ -110,7 +139,98 @@ def dit() -> tuple[tuple[Step, int], tuple[Step, int]]:
     num_embeds_ada_norm=1,
   )
   classes = torch.zeros(batch, dtype=torch.long)
-  return ours(net, batch), theirs(peer, batch, class_labels=classes)
+  return denoiser(net, batch), their_denoiser(peer, batch, class_labels=classes)
+
+
+class Reconstruction(nn.Module):
+  """Mean and log-variance of the latents, and the pictures of their means."""
+
+  autoencoder: Autoencoder
+
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(pictures, mean, logvar)."""
+    mean, logvar = jnp.split(self.autoencoder.encode(x), 2, axis=-1)
+    return self.autoencoder.decode(mean), mean, logvar
+
+
+def vae() -> Sides:
+  """Widths 64, 128, 128; two blocks; squared error and a little of the KL term."""
+  widths, batch = (64, 128, 128), 16
+  x = jax.random.normal(jax.random.key(0), (batch, SIZE, SIZE, 3))
+
+  def loss(found: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+    y, mean, logvar = found
+    kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).sum((1, 2, 3)).mean()
+    return jnp.mean((y - x) ** 2) + 1e-6 * kl
+
+  net = Autoencoder(
+    image_channels=3, encoded=8, latent=4, widths=widths, blocks=2, attention=()
+  )
+  peer = AutoencoderKL(
+    block_out_channels=widths,
+    layers_per_block=2,
+    down_block_types=["DownEncoderBlock2D"] * 3,
+    up_block_types=["UpDecoderBlock2D"] * 3,
+  )
+  pictures = torch.randn(batch, 3, SIZE, SIZE)
+
+  def their_loss() -> torch.Tensor:
+    posterior = peer.encode(pictures).latent_dist
+    y = peer.decode(posterior.mode()).sample
+    return ((y - pictures) ** 2).mean() + 1e-6 * posterior.kl().mean()
+
+  return ours(Reconstruction(net), loss, x), theirs(peer, their_loss)
+
+
+def decoder() -> Sides:
+  """Llama of 4 layers of 256, 8 heads, sequences of 256 of 256 values."""
+  dim, depth, heads, length, vocab, batch = 256, 4, 8, 256, 256, 8
+  x = jax.random.randint(jax.random.key(0), (batch, length), 0, vocab)
+  net = Stream(NoEncoder(), Decoder(dim, depth, heads), (16, 16, 1), vocab)
+  peer = LlamaForCausalLM(
+    LlamaConfig(
+      vocab_size=vocab,
+      hidden_size=dim,
+      intermediate_size=32 * -(-8 * dim // 96),
+      num_hidden_layers=depth,
+      num_attention_heads=heads,
+      num_key_value_heads=heads,
+      max_position_embeddings=length + 1,
+    )
+  )
+  # Theirs predicts each token from those before, so a beginning is put before them.
+  tokens = torch.randint(vocab, (batch, length + 1))
+
+  def loss(logits: jax.Array) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, x).mean()
+
+  def their_loss() -> torch.Tensor:
+    logits = peer(tokens[:, :-1], use_cache=False).logits
+    return torch.nn.functional.cross_entropy(logits.mT, tokens[:, 1:])
+
+  return ours(net, loss, x, Cond()), theirs(peer, their_loss)
+
+
+def glow() -> Sides:
+  """3 levels of 8 steps, 128 hidden channels."""
+  (run, _, count), (peer, _, peer_count) = flows.ours(False, True), flows.theirs()
+  return (run, count), (peer, peer_count)
+
+
+def sngan() -> Sides:
+  """CIFAR's ResNets, a step of both; PyTorch in its usual layout."""
+  (run, counts), (peer, peer_counts) = gan.ours(), gan.theirs(channels_last=False)
+  return (run, sum(counts)), (peer, sum(peer_counts))
+
+
+NETWORKS = {
+  "unet": unet,
+  "dit": dit,
+  "vae": vae,
+  "decoder": decoder,
+  "glow": glow,
+  "sngan": sngan,
+}
 
 
 def seconds(step: Step) -> float:
@@ -124,10 +244,10 @@ def main(rounds: str = "10", *names: str) -> None:
   """Prints a table: seconds a step, and the ratio."""
   parallel.keep_freed_memory()
   print(f"{torch.get_num_threads()} threads, float32, {rounds} rounds in turn")
-  print("          parameters         minimum s         median s           ratio of")
-  print("          ours  theirs     ours  theirs     ours  theirs    minima  medians")
-  for name in names or ("unet", "dit"):
-    (run, count), (peer, peer_count) = {"unet": unet, "dit": dit}[name]()
+  print("           parameters         minimum s         median s           ratio of")
+  print("           ours  theirs     ours  theirs     ours  theirs    minima  medians")
+  for name in names or NETWORKS:
+    (run, count), (peer, peer_count) = NETWORKS[name]()
     for step in (run, peer) * 2:
       step()
     times = [(seconds(run), seconds(peer)) for _ in range(int(rounds))]
@@ -135,7 +255,7 @@ def main(rounds: str = "10", *names: str) -> None:
       (min(column), statistics.median(column)) for column in zip(*times, strict=True)
     )
     print(
-      f"{name:6}{count / 1e6:7.2f}M{peer_count / 1e6:7.2f}M"
+      f"{name:7}{count / 1e6:7.2f}M{peer_count / 1e6:7.2f}M"
       f"{least:9.2f}{peer_least:8.2f}{median:9.2f}{peer_median:8.2f}"
       f"{peer_least / least:10.2f}{peer_median / median:9.2f}"
     )

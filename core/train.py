@@ -12,7 +12,7 @@ import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from core import hosts
+from core import hosts, profiling
 from core.checkpoint import Checkpoints, abstract_like
 from core.errors import UserError
 from core.family import Batch, Family, State, count_params
@@ -39,6 +39,7 @@ def train(
   batches: Callable[[int], Iterator[Batch]],
   workdir: Path,
   hooks: Sequence[Hook] = (),
+  profiled: range = range(0),
 ) -> State:
   """Trains until `config.train.steps`, from the workdir's newest checkpoint.
 
@@ -52,10 +53,11 @@ def train(
     batches: first step -> this process's rows of each batch from there on.
     workdir: an opened workdir.
     hooks: samples and evaluations; those with `every` 0 run at the end only.
+    profiled: steps to trace, into the workdir's `profile`.
 
   Raises:
-    UserError: the batch does not fit the devices, or too many steps in a row
-      were not finite.
+    UserError: the batch does not fit the devices, too many steps in a row
+      were not finite, or none of the steps to trace is to come.
   """
   cfg, batch_size = config.train, config.data.batch_size
   say(
@@ -102,6 +104,9 @@ def train(
         f"its learning rate still rises at the end: optim.warmup_steps is"
         f" {config.optim.warmup_steps}; lower it unless that is meant"
       )
+    if profiled:
+      tracing = (profiled, start, cfg.steps, workdir / "profile")
+      step_fn = closing.enter_context(profiling.traced(step_fn, *tracing))
     log = Log(workdir, start, cfg.steps)
     closing.callback(log.close)
     step, batch, metrics = start, first, {}

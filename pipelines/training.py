@@ -26,11 +26,16 @@ def prepare(config: ConfigDict, path: str = "") -> None:
   inputs.encode_splits(config, load)
 
 
-def train(config: ConfigDict, path: str, scored: ConfigDict | None = None) -> None:
+def train(
+  config: ConfigDict,
+  path: str,
+  scored: ConfigDict | None = None,
+  profiled: range = range(0),
+) -> None:
   """Trains; writes a grid of samples and scores at their cadence.
 
   With `scored`, what `score` would refuse of that config is refused before the first
-  step.
+  step. Steps that are `profiled` are traced, into the workdir's `profile`.
   """
   config.sample.guide = ""  # what is drawn in training is the model's own
   family = build.family(config, **build.teacher(config, Path(path)))
@@ -57,7 +62,8 @@ def train(config: ConfigDict, path: str, scored: ConfigDict | None = None) -> No
     Hook(config.train.sample_every, grid),
     Hook(config.train.eval_every, scorer.log),
   ]
-  run_training(config, family, run, inputs.train_stream(config, data), workdir, hooks)
+  stream = inputs.train_stream(config, data)
+  run_training(config, family, run, stream, workdir, hooks, profiled)
 
 
 def score(config: ConfigDict, path: str, show: bool = True) -> None:

@@ -108,9 +108,9 @@ def own(module: ModuleType, variant: str, steps: int) -> ConfigDict:
 
 
 def mini(c: ConfigDict, steps: int) -> None:
-  """32x32 grey Fashion-MNIST, a small DiT where there is a diffusion."""
+  """16x16 grey Fashion-MNIST, a small DiT where there is a diffusion."""
   base.fashion_mnist(c)
-  c.data.size, c.data.batch_size, c.data.flip = 32, 64, False
+  c.data.size, c.data.batch_size, c.data.flip = 16, 64, False
   c.data.train_split, c.data.eval_split = "train", "test"
   c.text.dim = 64
   c.model.net, c.model.patch = "dit", 4
