@@ -21,6 +21,8 @@ from core.workdir import explained
 SHOWN = 8  # kinds of operations that are printed
 # What holds others, whose time would count twice.
 HOLDERS = ("while", "call", "conditional")
+# Their source may be a transposition that XLA made part of them.
+PRODUCTS = {"dot": "dot_general", "convolution": "conv_general_dilated"}
 
 
 class Operation(NamedTuple):
@@ -35,7 +37,8 @@ class Operation(NamedTuple):
   @property
   def kind(self) -> str:
     """The primitive that it computes, or XLA's word where none is told."""
-    return self.source.rpartition("/")[2] or self.opcode
+    told = self.source.rpartition("/")[2] or self.opcode
+    return PRODUCTS.get(self.opcode, told)
 
 
 def steps(text: str) -> range:
@@ -74,7 +77,8 @@ def traced(
   wanted = range(max(wanted.start, start + 1), min(wanted.stop, end + 1))
   if not wanted:
     raise UserError(
-      f"--profile_steps names no step from {start + 1} to {end}, which are to come."
+      f"--profile_steps names no step that is to come: {start} are done, and the last"
+      f" is {end}."
     )
   numbers, open_, last = itertools.count(start + 1), [], []
 
