@@ -186,7 +186,7 @@ def decoder() -> Sides:
   """Llama of 4 layers of 256, 8 heads, sequences of 256 of 256 values."""
   dim, depth, heads, length, vocab, batch = 256, 4, 8, 256, 256, 8
   x = jax.random.randint(jax.random.key(0), (batch, length), 0, vocab)
-  net = Stream(NoEncoder(), Decoder(dim, depth, heads), (16, 16, 1), vocab)
+  net = Stream(NoEncoder(), Decoder(dim, depth, heads, scan=False), (16, 16, 1), vocab)
   peer = LlamaForCausalLM(
     LlamaConfig(
       vocab_size=vocab,
