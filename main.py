@@ -32,11 +32,6 @@ flags.DEFINE_string("profile_steps", "", "FIRST:LAST, training steps to trace")
 flags.DEFINE_multi_string("prompt", [], "what to draw (--mode=sample); repeatable")
 
 
-def train(config: ConfigDict, path: str) -> None:
-  """Trains, and traces the --profile_steps."""
-  training.train(config, path, profiled=profiling.steps(FLAGS.profile_steps))
-
-
 def sample(config: ConfigDict, path: str) -> None:
   """Writes pictures of each --prompt, and of how they form, to samples/."""
   config, family, run, state = system.opened(config, path)
@@ -69,7 +64,7 @@ def side_by_side(config: ConfigDict, path: str) -> None:
 
 
 MODES = {
-  "train": train,
+  "train": training.train,
   "sample": sample,
   "eval": training.score,
   "prepare": training.prepare,
@@ -84,8 +79,7 @@ def main() -> None:
   config = cli.parse(sys.argv)
   compare.check_mode(config, FLAGS.mode, FLAGS.stage)
   sweep.check_mode(config, FLAGS.mode, FLAGS.stage, FLAGS.sweep)
-  if profiling.steps(FLAGS.profile_steps) and FLAGS.mode != "train":
-    raise UserError("--profile_steps is for --mode=train.")
+  profiled = profiling.steps(FLAGS.profile_steps, FLAGS.mode)
   if FLAGS.mode == "compile":
     return pods.report(config, FLAGS.workdir, FLAGS.topology, FLAGS.stage)
   if not FLAGS.workdir and FLAGS.mode != "prepare":
@@ -95,9 +89,12 @@ def main() -> None:
   cli.be_quiet()
   if FLAGS.mode in ("compare", "sweep"):
     return side_by_side(config, FLAGS.workdir)
+  do = MODES[FLAGS.mode]
+  if profiled:
+    do = functools.partial(do, profiled=profiled)
   for own, path in stages.runs(config, FLAGS.workdir, FLAGS.mode, FLAGS.stage):
     with stages.told(config, own, path):
-      MODES[FLAGS.mode](own, path)
+      do(own, path)
 
 
 if __name__ == "__main__":

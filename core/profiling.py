@@ -3,20 +3,24 @@
 import collections
 import contextlib
 import csv
-import itertools
+import io
 import re
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.profiler import ProfileData, StepTraceAnnotation
+from jaxtyping import Array, PyTree
 
 from core import hlo
 from core.errors import UserError
 from core.log import say
 from core.parallel import Step
-from core.workdir import explained
+from core.workdir import explained, write_atomic
 
 SHOWN = 8  # kinds of operations that are printed
 # What holds others, whose time would count twice.
@@ -24,13 +28,15 @@ HOLDERS = ("while", "call", "conditional")
 # Their source may be a transposition that XLA made part of them.
 PRODUCTS = {"dot": "dot_general", "convolution": "conv_general_dilated"}
 
+Call = Callable[[PyTree, PyTree, Array], tuple[PyTree, PyTree]]
+
 
 class Operation(NamedTuple):
-  """One instruction of the step: all its runs in the traced steps."""
+  """One instruction of the step: all its runs in the traced steps, on all devices."""
 
   name: str
   opcode: str
-  source: str  # where the code makes it, or of a fusion its last operation
+  source: str  # its layer and primitive, of a fusion those of its last operation, or ''
   seconds: float
   runs: int
 
@@ -41,14 +47,16 @@ class Operation(NamedTuple):
     return PRODUCTS.get(self.opcode, told)
 
 
-def steps(text: str) -> range:
+def steps(text: str, mode: str = "train") -> range:
   """The steps of FIRST:LAST, both included; none for ''.
 
   Raises:
-    UserError: it is not so written.
+    UserError: it is not so written, or the mode is another than train.
   """
   if not text:
     return range(0)
+  if mode != "train":
+    raise UserError(f"--profile_steps is for --mode=train, not --mode={mode}.")
   found = re.fullmatch(r"([1-9][0-9]*):([1-9][0-9]*)", text)
   if not found or int(found[2]) < int(found[1]):
     raise UserError(
@@ -58,61 +66,91 @@ def steps(text: str) -> range:
   return range(int(found[1]), int(found[2]) + 1)
 
 
+def check(wanted: range, end: int, folder: Path) -> None:
+  """Whether there are such steps, and a place for their trace.
+
+  Raises:
+    UserError: the training ends before the first, or the folder cannot be written.
+  """
+  if wanted and wanted[0] > end:
+    raise UserError(
+      f"--profile_steps begins with step {wanted[0]}, and the last is {end}"
+      " (train.steps)."
+    )
+  if wanted and jax.process_index() == 0:
+    with explained(folder):
+      folder.mkdir(parents=True, exist_ok=True)
+      tempfile.TemporaryFile(dir=folder).close()
+
+
 @contextlib.contextmanager
 def traced(
-  step: Step, wanted: range, start: int, end: int, folder: Path
-) -> Iterator[Callable[..., Any]]:
+  step: Step,
+  wanted: range,
+  start: int,
+  devices: int,
+  folder: Path,
+  off_the_clock: Callable[[], AbstractContextManager[None]],
+) -> Iterator[Call]:
   """The step; its calls of the wanted steps are traced, by the first process.
+
+  A trace that cannot be written is told and costs the training nothing.
 
   Args:
     step: what is called for each step.
-    wanted: steps, from 1 on.
+    wanted: steps, from 1 on. Those that are done already are passed over.
     start: steps that are done before the first call.
-    end: the last step.
+    devices: of this process.
     folder: `plugins/profile/...` as xprof reads it and `operations.csv` go here.
-
-  Raises:
-    UserError: none of the wanted steps is to come, or the folder cannot be written.
+    off_the_clock: around what is not training.
   """
-  wanted = range(max(wanted.start, start + 1), min(wanted.stop, end + 1))
-  if not wanted:
-    raise UserError(
-      f"--profile_steps names no step that is to come: {start} are done, and the last"
-      f" is {end}."
-    )
-  numbers, open_, last = itertools.count(start + 1), [], []
+  wanted = range(max(wanted.start, start + 1), wanted.stop)
+  if not wanted or jax.process_index():
+    if not wanted:
+      say(f"--profile_steps: those steps are done, {start} are; nothing is traced")
+    yield step
+    return
+  number, began, results = start, None, None
 
-  def finish(count: int) -> None:
-    open_.clear()
-    jax.block_until_ready(last)
-    with explained(folder):
+  def finish() -> None:
+    nonlocal began, results
+    if began is None:
+      return
+    count, first, last = number - wanted[0] + 1, began, results
+    began = results = None
+    try:
+      jax.block_until_ready(last)
+      seconds = time.perf_counter() - first
       jax.profiler.stop_trace()
       found = operations(newest(folder), step.compiled.as_text())
-      write(found, count, folder / "operations.csv")
-    say(told(found, count, folder))
+      write_atomic(folder / "operations.csv", table(found, count * devices))
+    except (OSError, RuntimeError, UserError) as error:
+      say(f"--profile_steps: the trace could not be written to {folder} ({error})")
+      return
+    say(f"steps {wanted[0]} to {number} traced, {1e3 * seconds / count:.1f} ms each")
+    say(told(found, count * devices, folder))
 
-  def run(*args: Any) -> Any:
-    number = next(numbers)
-    if number == wanted[0] and jax.process_index() == 0:
-      jax.block_until_ready(args)  # the step before may still run
-      with explained(folder):
+  def call(state: PyTree, batch: PyTree, rng: Array) -> tuple[PyTree, PyTree]:
+    nonlocal number, began, results
+    number += 1
+    if number == wanted[0]:
+      with off_the_clock():
+        jax.block_until_ready(state)  # the step before may still run
         jax.profiler.start_trace(folder, profiler_options=quiet())
-      open_.append(number)
+      began = time.perf_counter()
     with StepTraceAnnotation("train", step_num=number):
-      last[:] = [step(*args)]
-    if open_ and number == wanted[-1]:
-      finish(len(wanted))
-    return last[0]
+      found = step(state, batch, rng)
+    if began is not None:
+      results = found[1]
+      if number == wanted[-1]:
+        with off_the_clock():
+          finish()
+    return found
 
   try:
-    yield run
-  except BaseException:
-    if open_:
-      with contextlib.suppress(OSError, RuntimeError):
-        jax.profiler.stop_trace()
-    raise
-  if open_:  # stopped before the last of them
-    finish(next(numbers) - open_[0])
+    yield call
+  finally:
+    finish()  # if it ended before the last of them
 
 
 def quiet() -> jax.profiler.ProfileOptions:
@@ -123,24 +161,35 @@ def quiet() -> jax.profiler.ProfileOptions:
 
 
 def newest(folder: Path) -> Path:
-  """The last trace that was written there."""
-  return max(folder.glob("plugins/profile/*/*.xplane.pb"), key=lambda p: p.parent.name)
+  """The last trace that was written there; raises OSError if there is none."""
+  found = list(folder.glob("plugins/profile/*/*.xplane.pb"))
+  if not found:
+    raise FileNotFoundError("there is none")
+  return max(found, key=lambda file: file.stat().st_mtime)
 
 
 def operations(trace: Path, program: str) -> list[Operation]:
   """What the trace has of the program's instructions, the costliest first.
 
-  Times are summed over devices and threads, so they may be more than the clock's.
+  Where events carry the names of their instruction and its program, as on CPUs and
+  GPUs, not on TPUs, where the list is empty.
+
+  Args:
+    trace: an .xplane.pb.
+    program: its text, as of `compiled.as_text()`.
   """
   computations = hlo.parse(program).computations.values()
   known = {name: found for part in computations for name, found in part.items()}
-  spent: Mapping[str, list[float]] = collections.defaultdict(list)
+  module = re.match(r"HloModule ([^\s,]+)", program)[1]
+  spent: dict[str, list[float]] = collections.defaultdict(list)
   for plane in ProfileData.from_file(str(trace)).planes:
     for line in plane.lines:
-      # On a TPU an event is an instruction by its name, on a CPU others are among them.
       for event in line.events:
-        name = event.name.removeprefix("%").partition(" ")[0]
-        if name in known and line.name != "python":
+        if event.name.startswith("end: "):
+          continue
+        stats = dict(event.stats)
+        name = stats.get("hlo_op")
+        if name in known and stats.get("hlo_module") == module:
           spent[name].append(event.duration_ns / 1e9)
   found = [
     Operation(name, known[name].opcode, source(known[name]), sum(each), len(each))
@@ -151,29 +200,38 @@ def operations(trace: Path, program: str) -> list[Operation]:
 
 
 def source(instruction: hlo.Instruction) -> str:
-  """Where the code makes it: 'jit(step)/.../conv_general_dilated', or ''."""
+  """Its layer and primitive: 'jit(step)/.../conv_general_dilated', or ''."""
   named = re.search(r'op_name="([^"]*)"', instruction.rest)
   return named[1] if named else ""
 
 
-def write(found: list[Operation], count: int, file: Path) -> None:
-  """Every operation as a line of CSV, of one step."""
-  with file.open("w", newline="", encoding="utf-8") as opened:
-    lines = csv.writer(opened)
-    lines.writerow(("ms_a_step", "runs_a_step", "instruction", "opcode", "source"))
-    for o in found:
-      ms, runs = 1e3 * o.seconds / count, o.runs / count
-      lines.writerow((f"{ms:.4f}", f"{runs:g}", o.name, o.opcode, o.source))
+def table(found: list[Operation], count: int) -> str:
+  """Every operation as a line of CSV; `count` is of steps times devices."""
+  text = io.StringIO()
+  lines = csv.writer(text, lineterminator="\n")
+  lines.writerow(("ms_a_step", "runs_a_step", "instruction", "opcode", "source"))
+  for o in found:
+    ms, runs = 1e3 * o.seconds / count, o.runs / count
+    lines.writerow((f"{ms:.4f}", f"{runs:g}", o.name, o.opcode, o.source))
+  return text.getvalue()
 
 
 def told(found: list[Operation], count: int, folder: Path) -> str:
-  """The kinds of operations that take the most, as lines."""
-  kinds: Mapping[str, float] = collections.Counter()
+  """The kinds of operations that take the most, as lines; `count` as in `table`.
+
+  Threads of one device work side by side, so their times may add up to more than the
+  clock's.
+  """
+  kinds: collections.Counter[str] = collections.Counter()
   for o in found:
     kinds[o.kind] += o.seconds
+  if not kinds:
+    return f"the trace tells no operation of the step by its name; xprof {folder}"
   total = sum(kinds.values())
-  lines = [f"{count} steps traced: xprof {folder}, or see operations.csv there"]
-  for name, seconds in sorted(kinds.items(), key=lambda item: -item[1])[:SHOWN]:
+  lines = [
+    f"what a device's operations took (xprof {folder}, or operations.csv there):"
+  ]
+  for name, seconds in kinds.most_common(SHOWN):
     each = 1e3 * seconds / count
     lines.append(f"{each:10.1f} ms a step {seconds / total:5.0%}  {name}")
   return "\n".join(lines)

@@ -57,7 +57,7 @@ def train(
 
   Raises:
     UserError: the batch does not fit the devices, too many steps in a row
-      were not finite, or none of the steps to trace is to come.
+      were not finite, or the steps to trace are beyond the last.
   """
   cfg, batch_size = config.train, config.data.batch_size
   say(
@@ -65,6 +65,7 @@ def train(
     f" {jax.process_count()} process(es); compiling, which may take minutes"
   )
   run.check_batch(batch_size, config.optim.microbatches)
+  profiling.check(profiled, cfg.steps, workdir / "profile")
   with contextlib.ExitStack() as closing:
     # From here on: compiling the step may take minutes.
     stopping = closing.enter_context(stop_requested())
@@ -104,11 +105,13 @@ def train(
         f"its learning rate still rises at the end: optim.warmup_steps is"
         f" {config.optim.warmup_steps}; lower it unless that is meant"
       )
-    if profiled:
-      tracing = (profiled, start, cfg.steps, workdir / "profile")
-      step_fn = closing.enter_context(profiling.traced(step_fn, *tracing))
     log = Log(workdir, start, cfg.steps)
     closing.callback(log.close)
+    if profiled:
+      devices = len(run.mesh.local_devices)
+      where = (start, devices, workdir / "profile", log.off_the_clock)
+      tracing = profiling.traced(step_fn, profiled, *where)
+      step_fn = closing.enter_context(tracing)
     step, batch, metrics = start, first, {}
     hosts.together(f"first step in {workdir}")
     while step < cfg.steps:

@@ -55,9 +55,12 @@ def steps_logged(workdir: Path) -> list[int]:
 
 
 def test_train_sample_eval(tmp_path: Path, flags: tuple[str, ...]) -> None:
-  done = run(command(tmp_path, *flags))
+  done = run(command(tmp_path, *flags, "--profile_steps=2:3"))
   assert done.returncode == 0, done.stderr
   assert steps_logged(tmp_path) == [1, 2, 3, 4]
+  assert "steps 2 to 3 traced" in done.stderr
+  operations = (tmp_path / "profile" / "operations.csv").read_text(encoding="utf-8")
+  assert "dot_general" in operations
   assert (tmp_path / "samples" / "step_0000004.png").exists()
   assert list((tmp_path / "tensorboard").iterdir())
 
