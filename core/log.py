@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import math
 import sys
 import time
@@ -19,10 +18,14 @@ from rich.progress import (
   TextColumn,
   TimeRemainingColumn,
 )
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from core.family import Watch
 from core.workdir import explained, write_atomic
+
+FLUSH = 5  # seconds at most that TensorBoard waits
 
 
 def say(text: str) -> None:
@@ -37,6 +40,40 @@ def finite(record: Mapping[str, Any]) -> dict[str, Any]:
     k: None if isinstance(v, float) and not math.isfinite(v) else v
     for k, v in record.items()
   }
+
+
+class Board:
+  """TensorBoard's file of events, written at once.
+
+  tensorboardX's own writer has a thread, which ends where the disk is full; the
+  training would then wait for it without end.
+
+  Args:
+    folder: where TensorBoard looks.
+    start: the step that a run resumes at; what other files have of later ones counts no
+      more.
+  """
+
+  def __init__(self, folder: Path, start: int):
+    folder.mkdir(exist_ok=True)
+    self._file = EventsWriter(str(folder / "events"))
+    self._flushed = -math.inf
+    self._add(start + 1, session_log=SessionLog(status=SessionLog.START))
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """Scalars of a step; on disk within FLUSH seconds of the next."""
+    scalars = [Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
+    self._add(step, summary=Summary(value=scalars))
+
+  def close(self) -> None:
+    """Writes what is left."""
+    self._file.close()
+
+  def _add(self, step: int, **content: Any) -> None:
+    self._file.write_event(Event(wall_time=time.time(), step=step, **content))
+    if time.monotonic() - self._flushed > FLUSH:
+      self._file.flush()
+      self._flushed = time.monotonic()
 
 
 class Log:
@@ -62,9 +99,7 @@ class Log:
       if file.exists():
         write_atomic(file, "".join(_complete_lines(file, start)))
       self._file = file.open("a", encoding="utf-8")
-      # It warns of each NaN, which the line of the step says already.
-      logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
-      self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+      self._board = Board(workdir / "tensorboard", start)
     console = Console(stderr=True)
     self._bar = Progress(
       TextColumn("training"),
@@ -85,8 +120,7 @@ class Log:
     with explained(self._workdir):
       self._file.write(json.dumps({"step": step, **finite(values)}) + "\n")
       self._file.flush()
-      for key, value in values.items():
-        self._board.add_scalar(key, value, step)
+      self._board.write(step, values)
 
   def watch(
     self, step: int, values: Mapping[str, float], watched: Mapping[str, Watch]
