@@ -60,8 +60,7 @@ def steps(text: str, mode: str = "train") -> range:
   found = re.fullmatch(r"([1-9][0-9]*):([1-9][0-9]*)", text)
   if not found or int(found[2]) < int(found[1]):
     raise UserError(
-      f"--profile_steps={text!r} must be FIRST:LAST, two steps of the training such as"
-      " 20:24."
+      f"--profile_steps={text!r} must be FIRST:LAST, numbers of steps such as 20:24."
     )
   return range(int(found[1]), int(found[2]) + 1)
 
@@ -75,7 +74,7 @@ def check(wanted: range, end: int, folder: Path) -> None:
   if wanted and wanted[0] > end:
     raise UserError(
       f"--profile_steps begins with step {wanted[0]}, and the last is {end}"
-      " (train.steps)."
+      " (train.steps); of a system, give the --stage that is meant."
     )
   if wanted and jax.process_index() == 0:
     with explained(folder):
