@@ -5,9 +5,10 @@
     python benchmarks/pods.py --results=FILE --table
 
 Each config (all of `CONFIGS` without any) is compiled for each topology, one after the
-other, and its figures are added to FILE, a line of JSON each; what is there already is
-passed over, so that it goes on where it was stopped. Fields that are set otherwise than
-in the config are kept with the figures. `--table` prints FILE as a table. It needs
+other, with `SETTINGS` unless fields are given by `--set`, and its figures are added to
+FILE, a line of JSON each; what is there already is passed over, so that it goes on
+where it was stopped. Fields that are set otherwise than in the config are kept with the
+figures. `--table` prints FILE as a table. It needs
 `pip install libtpu`, no TPU, and takes minutes for each program.
 """
 
@@ -57,6 +58,24 @@ CONFIGS = {
   "configs/pipelines/imagen.py@small": "",
   "configs/pipelines/imagen.py@large": "",
 }
+
+WHOLE = ("parallel.backend=mesh", "parallel.fsdp=8")  # a state in eight parts
+# What must be set otherwise than in a config, to fit a topology or its device count.
+SETTINGS: dict[tuple[str, str], tuple[str, ...]] = {
+  ("configs/diffusion/dit.py", "v5e:2x4"): WHOLE,
+  ("configs/diffusion/dit.py:sit", "v5e:2x4"): WHOLE,
+  ("configs/autoregressive/decoder.py", "v5e:2x4"): ("model.remat=True",),
+  ("configs/autoregressive/maskgit.py", "v5e:2x4"): ("model.remat=True",),
+  ("configs/autoregressive/permuted.py", "v5e:2x4"): ("model.remat=True",),
+}
+for pod in ("v5e:16x16", "v6e:16x16"):
+  SETTINGS["configs/pipelines/dalle2.py@prior", pod] = (
+    "parallel.backend=mesh",
+    "parallel.fsdp=256",
+    "model.remat=True",
+    "optim.microbatches=4",
+  )
+  SETTINGS["configs/flows/glow.py:imagenet64", pod] = ("data.batch_size=256",)
 
 
 def row(name: str, topology_name: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -167,11 +186,12 @@ def main(argv: Sequence[str]) -> None:
   done = {(r["config"], r["topology"], *r["set"]) for r in rows}
   for where in flags.topology or TOPOLOGIES:
     for name in flags.configs or CONFIGS:
-      if (name, where, *flags.set) in done:
+      changed = flags.set or SETTINGS.get((name, where), ())
+      if (name, where, *changed) in done:
         continue
       start = time.perf_counter()
       try:
-        found = row(name, where, flags.set)
+        found = row(name, where, changed)
       except UserError as error:
         say(f"{name} on {where}: {error}")
         continue
