@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -18,14 +19,12 @@ from rich.progress import (
   TextColumn,
   TimeRemainingColumn,
 )
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import RecordWriter
 
 from core.family import Watch
 from core.workdir import explained, write_atomic
-
-FLUSH = 5  # seconds at most that TensorBoard waits
 
 
 def say(text: str) -> None:
@@ -56,24 +55,25 @@ class Board:
 
   def __init__(self, folder: Path, start: int):
     folder.mkdir(exist_ok=True)
-    self._file = EventsWriter(str(folder / "events"))
-    self._flushed = -math.inf
+    # In the order of time, and never the name of another.
+    name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+    self._file = RecordWriter(str(folder / name))
+    self._add(0, file_version="brain.Event:2")
     self._add(start + 1, session_log=SessionLog(status=SessionLog.START))
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Scalars of a step; on disk within FLUSH seconds of the next."""
+    """Scalars of a step."""
     scalars = [Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
     self._add(step, summary=Summary(value=scalars))
 
   def close(self) -> None:
-    """Writes what is left."""
+    """Closes the file; all is written."""
     self._file.close()
 
   def _add(self, step: int, **content: Any) -> None:
-    self._file.write_event(Event(wall_time=time.time(), step=step, **content))
-    if time.monotonic() - self._flushed > FLUSH:
-      self._file.flush()
-      self._flushed = time.monotonic()
+    event = Event(wall_time=time.time(), step=step, **content)
+    self._file.write(event.SerializeToString())
+    self._file.flush()
 
 
 class Log:

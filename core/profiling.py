@@ -65,18 +65,18 @@ def steps(text: str, mode: str = "train") -> range:
   return range(int(found[1]), int(found[2]) + 1)
 
 
-def check(wanted: range, end: int, folder: Path) -> None:
-  """Whether there are such steps, and a place for their trace.
-
-  Raises:
-    UserError: the training ends before the first, or the folder cannot be written.
-  """
+def check(wanted: range, end: int) -> None:
+  """Raises UserError if the training ends before the first of them."""
   if wanted and wanted[0] > end:
     raise UserError(
       f"--profile_steps begins with step {wanted[0]}, and the last is {end}"
       " (train.steps); of a system, give the --stage that is meant."
     )
-  if wanted and jax.process_index() == 0:
+
+
+def check_place(folder: Path) -> None:
+  """Raises UserError if a trace cannot be written there."""
+  if jax.process_index() == 0:
     with explained(folder):
       folder.mkdir(parents=True, exist_ok=True)
       tempfile.TemporaryFile(dir=folder).close()
@@ -111,45 +111,59 @@ def traced(
     return
   number, began, results = start, None, None
 
-  def finish() -> None:
-    nonlocal began, results
-    if began is None:
-      return
-    count, first, last = number - wanted[0] + 1, began, results
-    began = results = None
+  def begin() -> None:
+    nonlocal began
     try:
-      jax.block_until_ready(last)
-      seconds = time.perf_counter() - first
+      jax.profiler.start_trace(folder, profiler_options=quiet())
+      began = time.perf_counter()
+    except RuntimeError as error:  # another trace is under way
+      say(f"--profile_steps: nothing is traced ({error})")
+
+  def finish(seconds: float) -> None:
+    nonlocal began, results
+    began = results = None
+    count = number - wanted[0] + 1
+    try:
       jax.profiler.stop_trace()
-      found = operations(newest(folder), step.compiled.as_text())
+      found = operations(newest(folder), step.compiled.as_text() or "")
       write_atomic(folder / "operations.csv", table(found, count * devices))
-    except (OSError, RuntimeError, UserError) as error:
+    except Exception as error:  # whatever it is, the training is worth more
       say(f"--profile_steps: the trace could not be written to {folder} ({error})")
       return
-    say(f"steps {wanted[0]} to {number} traced, {1e3 * seconds / count:.1f} ms each")
+    each = 1e3 * seconds / count
+    say(
+      f"steps {wanted[0]} to {number} traced, {each:.1f} ms each with what ran between"
+    )
     say(told(found, count * devices, folder))
 
   def call(state: PyTree, batch: PyTree, rng: Array) -> tuple[PyTree, PyTree]:
-    nonlocal number, began, results
-    number += 1
-    if number == wanted[0]:
+    nonlocal number, results
+    if number + 1 == wanted[0]:
+      jax.block_until_ready(state)  # the step before may still run
       with off_the_clock():
-        jax.block_until_ready(state)  # the step before may still run
-        jax.profiler.start_trace(folder, profiler_options=quiet())
-      began = time.perf_counter()
-    with StepTraceAnnotation("train", step_num=number):
+        begin()
+    with StepTraceAnnotation("train", step_num=number + 1):
       found = step(state, batch, rng)
+    number += 1
     if began is not None:
       results = found[1]
       if number == wanted[-1]:
+        jax.block_until_ready(results)
+        seconds = time.perf_counter() - began
         with off_the_clock():
-          finish()
+          finish(seconds)
     return found
 
   try:
     yield call
-  finally:
-    finish()  # if it ended before the last of them
+  except BaseException:
+    if began is not None:
+      with contextlib.suppress(OSError, RuntimeError):
+        jax.profiler.stop_trace()
+    raise
+  if began is not None:  # stopped before the last of them
+    jax.block_until_ready(results)
+    finish(time.perf_counter() - began)
 
 
 def quiet() -> jax.profiler.ProfileOptions:
@@ -170,8 +184,8 @@ def newest(folder: Path) -> Path:
 def operations(trace: Path, program: str) -> list[Operation]:
   """What the trace has of the program's instructions, the costliest first.
 
-  Where events carry the names of their instruction and its program, as on CPUs and
-  GPUs, not on TPUs, where the list is empty.
+  Where events carry the names of their instruction and its program, as on CPUs; where
+  they do not, the list is empty.
 
   Args:
     trace: an .xplane.pb.
@@ -179,7 +193,7 @@ def operations(trace: Path, program: str) -> list[Operation]:
   """
   computations = hlo.parse(program).computations.values()
   known = {name: found for part in computations for name, found in part.items()}
-  module = re.match(r"HloModule ([^\s,]+)", program)[1]
+  named = re.match(r"HloModule ([^\s,]+)", program)
   spent: dict[str, list[float]] = collections.defaultdict(list)
   for plane in ProfileData.from_file(str(trace)).planes:
     for line in plane.lines:
@@ -188,7 +202,7 @@ def operations(trace: Path, program: str) -> list[Operation]:
           continue
         stats = dict(event.stats)
         name = stats.get("hlo_op")
-        if name in known and stats.get("hlo_module") == module:
+        if name in known and named and stats.get("hlo_module") == named[1]:
           spent[name].append(event.duration_ns / 1e9)
   found = [
     Operation(name, known[name].opcode, source(known[name]), sum(each), len(each))

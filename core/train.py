@@ -65,7 +65,9 @@ def train(
     f" {jax.process_count()} process(es); compiling, which may take minutes"
   )
   run.check_batch(batch_size, config.optim.microbatches)
-  profiling.check(profiled, cfg.steps, workdir / "profile")
+  profiling.check(profiled, cfg.steps)
+  if profiled:
+    profiling.check_place(workdir / "profile")
   with contextlib.ExitStack() as closing:
     # From here on: compiling the step may take minutes.
     stopping = closing.enter_context(stop_requested())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from core import parallel, snapshots
+from core import parallel, profiling, snapshots
 from core.family import Family
 from core.train import Hook
 from core.train import train as run_training
@@ -41,6 +41,7 @@ def train(
   family = build.family(config, **build.teacher(config, Path(path)))
   run = parallel.make(config.parallel)
   run.check_batch(config.data.batch_size, config.optim.microbatches)
+  profiling.check(profiled, config.train.steps)
   build.shapes(config, family)
   check_workdir(path, config)
   load = functools.cache(functools.partial(source.load, config.data))

@@ -38,6 +38,18 @@ def test_events_have_every_number_and_where_a_run_resumes(tmp_path):
   assert (second.step, second.summary.value[0].simple_value) == (8, 0.25)
 
 
+def test_a_run_that_resumes_at_once_has_a_file_of_its_own(tmp_path):
+  boards = [Board(tmp_path, start) for start in (4, 2)]
+  for board in boards:
+    board.write(7, {"loss": 1.0})
+  assert len(list(tmp_path.iterdir())) == 2
+  starts = [e.step for e in events(tmp_path) if e.HasField("session_log")]
+  assert starts == [5, 3]
+  assert [e.step for e in events(tmp_path) if e.summary.value] == [7, 7]
+  for board in boards:  # all was written before
+    board.close()
+
+
 def test_a_full_disk_ends_a_run_that_has_much_to_say(tmp_path):
   """A library's thread that fails for itself would be waited for without end."""
   log = Log(tmp_path, 0, 10_000)
