@@ -225,7 +225,8 @@ def test_orderings_are_judged_by_the_differences_of_each_seed(tmp_path: Path) ->
   before = [file.read_bytes() for file in files]
   text = before[1].decode()
   assert "| a | model.dim=0 | 3 | 3 | 21 ± 2 |" in text
-  assert "| FID | b | a | 2 against 3 | 10.7 ± 5.2 | reproduced |" in text
+  assert "| FID, here FD-net | b | a | 2 against 3 | 10.7 ± 5.2 | reproduced |" in text
+  assert "| IS, here IS-net | b | a | " in text
   assert "Of 5 orderings of the paper's: 2 reproduced, 2 the other way," in text
   assert "95% interval by Student's t" in text
   report.write(tmp_path / "run")

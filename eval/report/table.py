@@ -164,12 +164,14 @@ def student(degrees: int) -> float:
 
 def found(scores: Mapping[str, Json], score: str) -> Json | None:
   """What a row has of a score, by its short name; None if it has none."""
-  for name, own in scores.items():
-    if any(other in name for other in OTHERS):
-      continue
-    if name == score or name.startswith(PREFIXES.get(score, (f"{score}-",))):
-      return own
-  return None
+  return next((own for name, own in scores.items() if matches(name, score)), None)
+
+
+def matches(name: str, score: str) -> bool:
+  """Whether a run's own name of a score is that of a short name."""
+  if any(other in name for other in OTHERS):
+    return False
+  return name == score or name.startswith(PREFIXES.get(score, (f"{score}-",)))
 
 
 def markdown(table: Json) -> str:
@@ -205,18 +207,21 @@ def markdown(table: Json) -> str:
         f" {LEVEL:.0%} interval by Student's t; above 0 is the paper's way."
       ]
     lines += [""]
-    lines += grid(heads, [cells(own) for own in told])
+    lines += grid(heads, [cells(own, columns) for own in told])
   lines += [f"\n{name} failed: {why}" for name, why in table["failed"].items()]
   return "\n".join(lines) + "\n"
 
 
-def cells(own: Json) -> list[str]:
-  """An ordering's line."""
+def cells(own: Json, columns: Sequence[str]) -> list[str]:
+  """An ordering's line; `columns` are the names of what was measured."""
   known = None not in own["paper"]
   numbers = " against ".join(number(n) for n in own["paper"]) if known else "told"
   gap = "" if own["difference"] is None else short(own["difference"])
   gap += "" if own["margin"] is None else f" ± {own['margin']:.2g}"
   score = LABELS.get(own["score"], own["score"])
+  here = [name for name in columns if matches(name, own["score"])]
+  if here and here[0] not in (score, own["score"]):
+    score += f", here {here[0]}"
   return [score, own["better"], own["worse"], numbers, gap, own["verdict"]]
 
 
