@@ -237,7 +237,13 @@ def protect(run: Run, draw: random.Random) -> None:
     return
   # Permissions do not bind root.
   subprocess.run(["mount", "--bind", place, place], check=True)
-  subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True)
+  # Busy while a file of a checkpoint is open.
+  again = ["mount", "-o", "remount,bind,ro", place]
+  until = time.monotonic() + LIMIT
+  while subprocess.run(again, capture_output=True, check=False).returncode:
+    if time.monotonic() > until:
+      raise TimeoutError(f"{place} could not be made read-only")
+    time.sleep(0.02)
 
 
 def released(place: Path) -> None:
