@@ -57,7 +57,7 @@ def train(
 
   Raises:
     UserError: the batch does not fit the devices, too many steps in a row
-      were not finite, or the steps to trace are beyond the last.
+      were not finite, or there is no place for a trace.
   """
   cfg, batch_size = config.train, config.data.batch_size
   say(
@@ -65,7 +65,6 @@ def train(
     f" {jax.process_count()} process(es); compiling, which may take minutes"
   )
   run.check_batch(batch_size, config.optim.microbatches)
-  profiling.check(profiled, cfg.steps)
   if profiled:
     profiling.check_place(workdir / "profile")
   with contextlib.ExitStack() as closing:
