@@ -66,19 +66,24 @@ def ours(batch: int, drawn: int, dim: int, depth: int, buffer: int) -> Callable:
   return lambda: jax.block_until_ready(compiled(params, jax.random.key(1)))
 
 
-def theirs(batch: int, length: int, dim: int, depth: int) -> Callable:
-  """The same by `generate`, from one token of a beginning."""
-  net = LlamaForCausalLM(
+def llama(dim: int, depth: int, heads: int, length: int) -> LlamaForCausalLM:
+  """One of our decoder's shape, for VOCAB values."""
+  return LlamaForCausalLM(
     LlamaConfig(
       vocab_size=VOCAB,
       hidden_size=dim,
       intermediate_size=32 * -(-8 * dim // 96),
       num_hidden_layers=depth,
-      num_attention_heads=dim // HEAD_DIM,
-      num_key_value_heads=dim // HEAD_DIM,
+      num_attention_heads=heads,
+      num_key_value_heads=heads,
       max_position_embeddings=length + 1,
     )
-  ).eval()
+  )
+
+
+def theirs(batch: int, length: int, dim: int, depth: int) -> Callable:
+  """The same by `generate`, from one token of a beginning."""
+  net = llama(dim, depth, dim // HEAD_DIM, length).eval()
   settings = GenerationConfig(
     max_new_tokens=length,
     min_new_tokens=length,

@@ -26,9 +26,8 @@ try:
   importlib.import_module("tests.parity.conftest")
   importlib.import_module("normflows")
   from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet2DModel
-  from transformers import LlamaConfig, LlamaForCausalLM
 
-  from benchmarks import flows, gan
+  from benchmarks import autoregressive, flows, gan
 except ImportError as error:
   sys.exit(
     f"step_time compares with PyTorch, diffusers, transformers and normflows, but"
@@ -186,20 +185,11 @@ def vae() -> Sides:
 
 def decoder() -> Sides:
   """Llama of 4 layers of 256, 8 heads, sequences of 256 of 256 values."""
-  dim, depth, heads, length, vocab, batch = 256, 4, 8, 256, 256, 8
+  dim, depth, heads, length, batch = 256, 4, 8, 256, 8
+  vocab = autoregressive.VOCAB
   x = jax.random.randint(jax.random.key(0), (batch, length), 0, vocab)
   net = Stream(NoEncoder(), Decoder(dim, depth, heads, scan=False), (16, 16, 1), vocab)
-  peer = LlamaForCausalLM(
-    LlamaConfig(
-      vocab_size=vocab,
-      hidden_size=dim,
-      intermediate_size=32 * -(-8 * dim // 96),
-      num_hidden_layers=depth,
-      num_attention_heads=heads,
-      num_key_value_heads=heads,
-      max_position_embeddings=length + 1,
-    )
-  )
+  peer = autoregressive.llama(dim, depth, heads, length)
   # Theirs predicts each token from those before, so a beginning is put before them.
   tokens = torch.randint(vocab, (batch, length + 1))
 
