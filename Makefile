@@ -19,6 +19,9 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Prompts are UTF-8 in every locale.
 export PYTHONUTF8 = 1
+# Where Python is told to keep no bytecode, each of the many processes that tests start
+# compiles all of JAX again: three times as long.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test compare parity pairs slow lock clean
 
