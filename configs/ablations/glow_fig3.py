@@ -32,6 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
   names = {"mini": "fashion_mnist", "tiny": "tiny"}
   c = glow.get_config(names.get(variant, ""))
   if variant == "mini":
+    c.data.size, c.flow.levels = 16, 2
     ablations.short(c, steps=1000)
   c.eval.metrics = ("bpd",)
   source = "Glow (Kingma & Dhariwal 2018), figure 3"

@@ -18,5 +18,7 @@ ROWS = {name: {"gan.r1": weight} for name, weight in WEIGHTS.items()}
 def get_config(variant: str = "") -> ConfigDict:
   """The table at the scale of a variant."""
   ablations.check(variant)
-  c = ablations.own(stylegan2, variant, steps=1500)
+  c = ablations.own(stylegan2, variant, steps=1000)
+  if variant == "mini":
+    c.data.size, c.gan.widths, c.model.widths = 16, (32, 64, 64), (32, 64, 64)
   return ablations.table(c, ROWS, "StyleGAN2 (Karras et al. 2020), weight of R1")
