@@ -20,7 +20,8 @@ def get_config(variant: str = "") -> ConfigDict:
   ablations.check(variant)
   c = ablations.own(ddgan, variant, steps=1000)
   if variant == "mini":
-    c.data.size, c.gan.widths, c.model.widths = 16, (16, 32, 64), (32, 64)
+    c.data.size, c.data.batch_size = 16, 32
+    c.gan.widths, c.model.widths = (16, 32, 64), (32, 64)
   source = (
     "Denoising diffusion GANs (Xiao et al. 2022), table 2, 4.08 and 4.36 from memory"
   )

@@ -27,7 +27,7 @@ ORDERINGS = (("fd", "f4", "f1"), ("fd", "f8", "f1"))
 def get_config(variant: str = "") -> ConfigDict:
   """The table at the scale of a variant."""
   ablations.check(variant)
-  c = ablations.own(dit, variant, steps=1500)
+  c = ablations.own(dit, variant, steps=800)
   c.sample.guidance_scale, c.data.codec, c.sample.threshold = 1.0, "", "none"
   rows, shared = {}, {}
   for name, patch in PATCHES[variant or "paper"].items():

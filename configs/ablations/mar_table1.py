@@ -35,7 +35,7 @@ LENGTH = {"mini": 64, "tiny": 16}  # vectors of a picture; of the paper 256
 def get_config(variant: str = "") -> ConfigDict:
   """The table at the scale of a variant."""
   ablations.check(variant)
-  c = ablations.own(mar, variant, steps=1500)
+  c = ablations.own(mar, variant, steps=800)
   c.sample.guidance_scale, c.sample.guidance_schedule = 1.0, "constant"
   tokens, shared = {"data.codec": "runs/vqgan", "data.latents": "tokens"}, {}
   if variant == "mini":

@@ -25,10 +25,10 @@ def get_config(variant: str = "") -> ConfigDict:
   """The table at the scale of a variant."""
   ablations.check(variant)
   c = vdm.get_config()
-  ablations.scaled(c, variant, steps=1500)
+  ablations.scaled(c, variant, steps=1000)
   if variant == "mini":
     c.text.encoder, c.model.net, c.data.batch_size = "none", "unet", 32
-    c.model.widths, c.model.blocks, c.model.head_dim = (32,), 4, 32
+    c.model.widths, c.model.blocks, c.model.head_dim = (32,), 2, 32
     c.model.dropout, c.sample.steps = 0.0, 50
   c.eval.metrics = c.eval.train_metrics = ("bpd",)
   source = "VDM (Kingma et al. 2021), its parts"
