@@ -116,12 +116,12 @@ def record(config: ConfigDict, workdir: Path, command: Mapping[str, Any]) -> Non
       given = dict(flat(new))
       old = completed(dict(flat(stored)), given)
       changed = {
-        key: f"{key}: {there!r} there, {here!r} given"
-        for key in sorted(old.keys() | given.keys())
-        if (there := old.get(key, "absent")) != (here := given.get(key, "absent"))
-        and not (key in FREE or "parallel." in key)
+        key: told
+        for key, told in mend.differences(old, given).items()
+        if not (key in FREE or "parallel." in key)
       }
-      if refused := mend.restart(workdir, changed, command):
+      names = {part: stored.get(part, ()) for part in ("members", "codecs")}
+      if refused := mend.restart(workdir, changed, command, names):
         raise UserError(
           f"{workdir} holds another comparison ({'; '.join(refused[:3])}); give that"
           " config, or another --workdir."

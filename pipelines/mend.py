@@ -1,9 +1,9 @@
-"""Members of a comparison whose config may still change, for they have no result."""
+"""Members and rows whose config may still change, for they have no result."""
 
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,24 @@ from core.log import say
 from core.workdir import read_json, write_atomic
 from pipelines import members, stages
 
-OWN = re.compile(r"((members|codecs)\.([^.]+)\.).+")  # a field of one member or codec
+# Parts of a config of many runs -> names of the runs, which may hold dots.
+Names = Mapping[str, Iterable[str]]
+SCORED = ("members", "rows")  # the others are trained alone
 
 
 def restart(
-  workdir: Path, changed: Mapping[str, str], command: Mapping[str, Any]
+  workdir: Path,
+  changed: Mapping[str, str],
+  command: Mapping[str, Any],
+  names: Names,
 ) -> list[str]:
   """Starts those anew whose fields alone have changed; says so in a sentence each.
 
   Args:
-    workdir: of the comparison.
-    changed: field of the comparison -> its change, in words.
+    workdir: of the comparison or the sweep.
+    changed: field of its config -> its change, in words.
     command: of this call; its overrides of these members replace those of before.
+    names: what may change.
 
   Returns:
     The changes that may not be: of other fields, and of what has a result. If there are
@@ -32,11 +38,9 @@ def restart(
   Raises:
     UserError: another process is at work in the folder.
   """
-  found = {key: OWN.fullmatch(key) for key in changed}
+  found = {key: owner(key, names) for key in changed}
   bad = [
-    changed[key]
-    for key, match in found.items()
-    if match is None or finished(workdir, match[2], match[3])
+    changed[key] for key, own in found.items() if own is None or finished(workdir, *own)
   ]
   if bad or not changed:
     return bad
@@ -47,14 +51,13 @@ def restart(
           f"another process is at work on {lock.parent}: stop it before the config of a"
           " member is changed."
         )
-  for part in dict.fromkeys(match[1] for match in found.values()):
-    own = [changed[key] for key in changed if key.startswith(part)]
-    _, name, _ = part.split(".")
-    folders = runs(workdir, *part.split(".")[:2])
+  for kind, name in dict.fromkeys(found.values()):
+    own = [changed[key] for key in changed if found[key] == (kind, name)]
+    folders = runs(workdir, kind, name)
     for folder in folders:
       put_aside(folder)
     (workdir / "plans" / name / "plan.json").unlink(missing_ok=True)
-    retell(workdir / "about.json", part, command)
+    retell(workdir / "about.json", f"{kind}.{name}.", command)
     told = ", ".join(f.name for f in folders) or name
     say(
       f"{told}: without a result, begun anew ({'; '.join(own[:3])}); what was there is"
@@ -63,17 +66,43 @@ def restart(
   return []
 
 
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+  """Field -> its change in words, of two configs as fields by their whole names."""
+  return {
+    key: f"{key}: {there!r} there, {here!r} given"
+    for key in sorted(old.keys() | new.keys())
+    if (there := old.get(key, "absent")) != (here := new.get(key, "absent"))
+  }
+
+
+def owner(key: str, names: Names) -> tuple[str, str] | None:
+  """The part and the name of the run whose field it is; of two that fit, the longer."""
+  found = [
+    (kind, name)
+    for kind, own in names.items()
+    for name in own
+    if key.startswith(f"{kind}.{name}.")
+  ]
+  return max(found, key=lambda own: len(own[1]), default=None)
+
+
 def runs(workdir: Path, kind: str, name: str) -> list[Path]:
   """The folders of a member's runs, or that of a codec, as far as they are there."""
-  shape = re.escape(name) + ("" if kind == "codecs" else r"-\d+")
+  shape = re.escape(name) + (r"-\d+" if kind in SCORED else "")
   return sorted(f for f in workdir.iterdir() if re.fullmatch(shape, f.name))
 
 
 def finished(workdir: Path, kind: str, name: str) -> bool:
-  """Whether a member is scored with any seed, a codec trained."""
+  """Whether a member or row is scored with any seed, a codec trained."""
   folders = runs(workdir, kind, name)
-  if kind == "members":
+  if kind in SCORED:
     return any((folder / "eval.json").exists() for folder in folders)
+  if kind == "shared":
+    configs = [f / "config.json" for f in folders if (f / "config.json").exists()]
+    return any(
+      stages.trained_steps(file.parent) >= read_json(file)["train"]["steps"]
+      for file in configs
+    )
   plan = workdir / "plans" / name / "plan.json"
   return plan.exists() and any(
     stages.trained_steps(folder) >= read_json(plan)["steps"] for folder in folders

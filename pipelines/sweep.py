@@ -27,7 +27,7 @@ from core.workdir import (
   write_atomic,
 )
 from eval import report
-from pipelines import members, stages, study, training
+from pipelines import members, mend, stages, study, training
 from pipelines.compare import tell
 from pipelines.members import Member
 from pipelines.study import Study
@@ -101,7 +101,8 @@ def run(
 def record(asked: Study, workdir: Path, command: Mapping[str, Any]) -> Study:
   """Writes config.json, or adds rows to the one that is there; about.json once.
 
-  Returns what the folder holds now, earlier rows first.
+  Rows without a result may have changed, and are then begun anew. Returns what the
+  folder holds now, earlier rows first.
 
   Raises:
     UserError: the folder holds rows of another base, or others of these names.
@@ -113,14 +114,18 @@ def record(asked: Study, workdir: Path, command: Mapping[str, Any]) -> Study:
       members.check_holds(old, "rows", workdir)
       new["rows"] = old["rows"] | new["rows"]
       new["seeds"] = sorted({*old["seeds"], *new["seeds"]})
-      refuse(changes(old, new), workdir)
+      names = {part: old[part] for part in ("rows", "shared")}
+      refuse(mend.restart(workdir, changes(old, new), command, names), workdir)
     write_atomic(file, json.dumps(new, indent=2, ensure_ascii=False) + "\n")
     tell(workdir, command)
   return asked._replace(rows=study.tuples(new["rows"]))
 
 
-def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-  """What differs of the base, of runs that rows need, and of rows that are there."""
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+  """What differs of the base, of runs that rows need, and of rows that are there.
+
+  Field -> its change, in words.
+  """
   parts = [
     {part: tree[part] for part in ("base", "shared")}
     | {"rows": {name: tree["rows"][name] for name in old["rows"]}}
@@ -128,11 +133,8 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   ]
   there, given = (dict(flat(part)) for part in parts)
   there = completed(there, given)
-  return [
-    f"{key}: {there.get(key, 'absent')!r} there, {given.get(key, 'absent')!r} given"
-    for key in sorted(there.keys() | given.keys())
-    if there.get(key) != given.get(key) and ".parallel." not in key
-  ]
+  found = mend.differences(there, given)
+  return {key: told for key, told in found.items() if ".parallel." not in key}
 
 
 def refuse(changed: Sequence[str], workdir: Path) -> None:

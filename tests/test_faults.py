@@ -214,3 +214,18 @@ def test_a_folder_that_can_t_be_written_is_said(tmp_path, monkeypatch, number) -
     checkpoints.save(2, state)
   assert checkpoints.latest() == 1
   checkpoints.close()
+
+
+@pytest.mark.slow
+def test_faults_at_random_moments_lose_nothing(tmp_path: Path) -> None:
+  """Each twice; docs/pods.md has them twenty times, by the same script."""
+  file = tmp_path / "faults.jsonl"
+  faults = ["kill", "kill_one_of_two", "preemption", "damaged_checkpoint", "read_only"]
+  if os.geteuid() == 0:  # who may mount a disk to be filled
+    faults.append("full_disk")
+  argv = [sys.executable, "benchmarks/faults.py", "--times=2", f"--results={file}"]
+  subprocess.run([*argv, *faults], cwd=ROOT, check=True)
+  trials = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+  assert len(trials) == 2 * len(faults)
+  for t in trials:
+    assert (t["hung"], t["said"], t["same"], t["lost"]) == (False, True, True, False), t

@@ -11,7 +11,7 @@ from core import limits
 from core.errors import UserError
 from eval import report
 from eval.report import table
-from pipelines import build, compare, study, sweep, training
+from pipelines import build, compare, mend, stages, study, sweep, training
 from tests.runs import (
   ABLATIONS,
   command,
@@ -307,8 +307,8 @@ def test_a_sweep_older_than_a_field_goes_on() -> None:
   old = {"base": {"diffusion": {}}, "shared": {"kl": {"diffusion": {}}}, "rows": {}}
   new = {"base": {"diffusion": {"augment": 0.0}}, "rows": {}}
   new["shared"] = {"kl": {"diffusion": {"augment": 0.1}}}
-  told = ["shared.kl.diffusion.augment: 0.0 there, 0.1 given"]
-  assert sweep.changes(old, new) == told
+  field = "shared.kl.diffusion.augment"
+  assert sweep.changes(old, new) == {field: f"{field}: 0.0 there, 0.1 given"}
 
 
 def test_a_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,3 +361,30 @@ def test_a_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
   other.optim.b1 = 0.5
   with pytest.raises(UserError, match="holds another sweep .base.optim.b1"):
     swept("eval.num_images=8", own=other)
+  # A row without a result may change, one with a result may not.
+  both = [{"name": "bad", "optim.b2": 0.5}, {"name": "more", "eval.num_images": 8}]
+  rows.write_text(json.dumps(both))
+  with pytest.raises(UserError, match="another sweep .rows.more.eval.num_images"):
+    swept(str(rows))
+  rows.write_text(json.dumps([{"name": "bad", "optim.b2": 0.5}]))
+  assert swept(str(rows)) == {}
+  assert (path / "replaced" / "bad-0.1" / "failed.json").exists()
+  assert "| bad | optim.b2=0.5 | 1 |" in (path / "table.md").read_text()
+
+
+def test_what_rows_need_may_change_until_it_is_trained(
+  tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """Names that begin alike are told apart."""
+  names = {"rows": ["a", "a.b"], "shared": ["kl"]}
+  assert mend.owner("rows.a.b.optim.b2", names) == ("rows", "a.b")
+  assert mend.owner("rows.a.optim.b2", names) == ("rows", "a")
+  assert mend.owner("base.optim.b2", names) is None
+  (tmp_path / "kl").mkdir()
+  (tmp_path / "kl" / "config.json").write_text('{"train": {"steps": 5}}')
+  change = {"shared.kl.model.dim": "shared.kl.model.dim: 1 there, 2 given"}
+  monkeypatch.setattr(stages, "trained_steps", lambda _: 5)
+  assert mend.restart(tmp_path, change, {}, names) == [*change.values()]
+  monkeypatch.setattr(stages, "trained_steps", lambda _: 4)
+  assert mend.restart(tmp_path, change, {}, names) == []
+  assert (tmp_path / "replaced" / "kl.1" / "config.json").exists()

@@ -200,7 +200,8 @@ def markdown(table: Json) -> str:
     counts = {v: sum(own["verdict"] == v for own in told) for v in VERDICTS}
     said = ", ".join(f"{n} {v}" for v, n in counts.items() if n)
     heads = ["score", "better", "worse", "paper", "difference", "here"]
-    lines += ["", f"Of {len(told)} orderings of the paper's: {said}."]
+    count = f"{len(told)} ordering{'s' if len(told) > 1 else ''}"
+    lines += ["", f"Of {count} of the paper's: {said}."]
     if any(own["margin"] is not None for own in told):
       lines += [
         "Differences are of rows with one seed, their mean over seeds ± half its"
