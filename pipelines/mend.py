@@ -1,5 +1,6 @@
 """Members and rows whose config may still change, for they have no result."""
 
+import contextlib
 import itertools
 import json
 import re
@@ -22,6 +23,7 @@ def restart(
   changed: Mapping[str, str],
   command: Mapping[str, Any],
   names: Names,
+  drawing: tuple[str, ...] = (),
 ) -> list[str]:
   """Starts those anew whose fields alone have changed; says so in a sentence each.
 
@@ -30,6 +32,8 @@ def restart(
     changed: field of its config -> its change, in words.
     command: of this call; its overrides of these members replace those of before.
     names: what may change.
+    drawing: what fields begin with that play no part in training; a run of which these
+      alone have changed keeps what it has.
 
   Returns:
     The changes that may not be: of other fields, and of what has a result. If there are
@@ -44,25 +48,27 @@ def restart(
   ]
   if bad or not changed:
     return bad
-  for lock in workdir.glob("*/.member"):
-    with members.locked(lock.parent) as mine:
-      if not mine:
+  with contextlib.ExitStack() as held:
+    for lock in sorted(workdir.glob("*/.member")):
+      if not held.enter_context(members.locked(lock.parent)):
         raise UserError(
           f"another process is at work on {lock.parent}: stop it before the config of a"
           " member is changed."
         )
-  for kind, name in dict.fromkeys(found.values()):
-    own = [changed[key] for key in changed if found[key] == (kind, name)]
-    folders = runs(workdir, kind, name)
-    for folder in folders:
-      put_aside(folder)
-    (workdir / "plans" / name / "plan.json").unlink(missing_ok=True)
-    retell(workdir / "about.json", f"{kind}.{name}.", command)
-    told = ", ".join(f.name for f in folders) or name
-    say(
-      f"{told}: without a result, begun anew ({'; '.join(own[:3])}); what was there is"
-      f" in {workdir / 'replaced'}"
-    )
+    for kind, name in dict.fromkeys(found.values()):
+      part = f"{kind}.{name}."
+      own = [key for key in changed if found[key] == (kind, name)]
+      retell(workdir / "about.json", part, command)
+      if all(key.removeprefix(part).startswith(drawing) for key in own):
+        continue
+      (workdir / "plans" / name / "plan.json").unlink(missing_ok=True)
+      moved = [f.name for f in runs(workdir, kind, name) if put_aside(f)]
+      if moved:
+        say(
+          f"{', '.join(moved)}: without a result, begun anew"
+          f" ({'; '.join(changed[key] for key in own[:3])}); what was there is in"
+          f" {workdir / 'replaced'}"
+        )
   return []
 
 
@@ -109,18 +115,24 @@ def finished(workdir: Path, kind: str, name: str) -> bool:
   )
 
 
-def put_aside(folder: Path) -> None:
-  """Moves what a run has left, but for the lock of who holds it, to `replaced`."""
-  with members.locked(folder):
-    entries = [entry for entry in folder.iterdir() if entry.name != ".member"]
-    if not entries:
-      return
-    old = folder.parent / "replaced"
-    names = (old / f"{folder.name}.{n}" for n in itertools.count(1))
-    target = next(name for name in names if not name.exists())
-    target.mkdir(parents=True)
-    for entry in entries:
+def put_aside(folder: Path) -> bool:
+  """Moves what a run has left to `replaced`; False if there is nothing.
+
+  Its lock stays, and links to another run's weights go.
+  """
+  entries = [entry for entry in folder.iterdir() if entry.name != ".member"]
+  if not entries:
+    return False
+  old = folder.parent / "replaced"
+  names = (old / f"{folder.name}.{n}" for n in itertools.count(1))
+  target = next(name for name in names if not name.exists())
+  target.mkdir(parents=True)
+  for entry in entries:
+    if entry.is_symlink():
+      entry.unlink()
+    else:
       entry.rename(target / entry.name)
+  return True
 
 
 def retell(about: Path, part: str, command: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ import jax
 from ml_collections import ConfigDict
 
 from core.errors import UserError, unknown
+from core.log import say
 from core.workdir import (
   completed,
   explained,
@@ -88,9 +89,12 @@ def run(
   study.configs(asked)  # refuses before anything is written
   path = Path(workdir)
   told = {**command, "sweep": list(sweep)}
-  listed = members_of(record(asked, path, told), path, asked.order)
+  asked = record(asked, path, told)
+  listed = members_of(asked, path, asked.order)
 
   def work(member: Member) -> bool:
+    if told_anew(asked, path):
+      return False
     finished = do(asked, member)
     report.write(path)
     return finished
@@ -105,7 +109,8 @@ def record(asked: Study, workdir: Path, command: Mapping[str, Any]) -> Study:
   folder holds now, earlier rows first.
 
   Raises:
-    UserError: the folder holds rows of another base, or others of these names.
+    UserError: the folder holds rows of another base, or others of these names that have
+      a result, or another process is at work on rows while one changes.
   """
   with members.locked(workdir, wait=True), explained(workdir):
     file, new = workdir / "config.json", study.told(asked)
@@ -115,7 +120,8 @@ def record(asked: Study, workdir: Path, command: Mapping[str, Any]) -> Study:
       new["rows"] = old["rows"] | new["rows"]
       new["seeds"] = sorted({*old["seeds"], *new["seeds"]})
       names = {part: old[part] for part in ("rows", "shared")}
-      refuse(mend.restart(workdir, changes(old, new), command, names), workdir)
+      changed = changes(old, new)
+      refuse(mend.restart(workdir, changed, command, names, DRAWING), workdir)
     write_atomic(file, json.dumps(new, indent=2, ensure_ascii=False) + "\n")
     tell(workdir, command)
   return asked._replace(rows=study.tuples(new["rows"]))
@@ -124,17 +130,29 @@ def record(asked: Study, workdir: Path, command: Mapping[str, Any]) -> Study:
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
   """What differs of the base, of runs that rows need, and of rows that are there.
 
-  Field -> its change, in words.
+  Field -> its change, in words. What a row does not name is as in the base.
   """
-  parts = [
-    {part: tree[part] for part in ("base", "shared")}
-    | {"rows": {name: tree["rows"][name] for name in old["rows"]}}
-    for tree in (old, new)
-  ]
+  parts = [{part: tree[part] for part in ("base", "shared")} for tree in (old, new)]
   there, given = (dict(flat(part)) for part in parts)
   there = completed(there, given)
+  pairs = {name: (own, new["rows"][name]) for name, own in old["rows"].items()}
+  for name, rows in pairs.items():
+    for field in {**rows[0], **rows[1]}:
+      for fields, row in zip((there, given), rows, strict=True):
+        whole = fields.get(f"base.{field}", "absent")
+        fields[f"rows.{name}.{field}"] = row.get(field, whole)
   found = mend.differences(there, given)
   return {key: told for key, told in found.items() if ".parallel." not in key}
+
+
+def told_anew(asked: Study, workdir: Path) -> bool:
+  """Whether another process has changed rows since this one began; says so."""
+  with members.locked(workdir, wait=True):  # until who changes them is done
+    now = study.tuples(read_json(workdir / "config.json")["rows"])
+  changed = [name for name, fields in asked.rows.items() if now[name] != fields]
+  if changed:
+    say(f"{', '.join(changed)} changed since this process began: start it again")
+  return bool(changed)
 
 
 def refuse(changed: Sequence[str], workdir: Path) -> None:
@@ -224,7 +242,13 @@ def do(asked: Study, member: Member) -> bool:
 
 
 def borrow(member: Member, own: ConfigDict) -> None:
-  """Makes a folder that draws with the weights of the one beside it."""
+  """Makes a folder that draws with the weights of the one beside it.
+
+  Weights of its own, of before it was a row that trains as another, are put aside.
+  """
+  mine = member.workdir / "checkpoints"
+  if mine.exists() and not mine.is_symlink():
+    mend.put_aside(member.workdir)
   open_workdir(str(member.workdir), own)
   with explained(member.workdir):
     for name in WEIGHTS:

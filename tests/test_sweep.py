@@ -11,7 +11,7 @@ from core import limits
 from core.errors import UserError
 from eval import report
 from eval.report import table
-from pipelines import build, compare, mend, stages, study, sweep, training
+from pipelines import build, compare, members, mend, stages, study, sweep, training
 from tests.runs import (
   ABLATIONS,
   command,
@@ -361,30 +361,105 @@ def test_a_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
   other.optim.b1 = 0.5
   with pytest.raises(UserError, match="holds another sweep .base.optim.b1"):
     swept("eval.num_images=8", own=other)
-  # A row without a result may change, one with a result may not.
-  both = [{"name": "bad", "optim.b2": 0.5}, {"name": "more", "eval.num_images": 8}]
-  rows.write_text(json.dumps(both))
-  with pytest.raises(UserError, match="another sweep .rows.more.eval.num_images"):
-    swept(str(rows))
-  rows.write_text(json.dumps([{"name": "bad", "optim.b2": 0.5}]))
-  assert swept(str(rows)) == {}
-  assert (path / "replaced" / "bad-0.1" / "failed.json").exists()
-  assert "| bad | optim.b2=0.5 | 1 |" in (path / "table.md").read_text()
+
+
+def a_sweep(rows: dict[str, dict], **shared: ConfigDict) -> study.Study:
+  """A study of the tiny quickstart."""
+  base = quickstart.get_config("tiny")
+  return study.Study(base, rows, tuple(rows), (0,), shared, {}, (), "")
+
+
+def scored(folder: Path) -> None:
+  folder.mkdir(exist_ok=True)
+  (folder / "eval.json").write_text('{"step": 1}')
+
+
+COMMAND = {"config": "x.py", "overrides": {}, "sweep": []}
+
+
+def test_a_row_without_a_result_may_change(
+  tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+  """Its run begins anew; a row with a result, of any seed, is kept."""
+  rows = {"good": {}, "bad": {"optim.b2": 0.5}}
+  sweep.record(a_sweep(rows), tmp_path, COMMAND)
+  scored(tmp_path / "good-1")
+  for name in ("bad-0", "bad-1"):
+    (tmp_path / name / "checkpoints").mkdir(parents=True)
+    (tmp_path / name / ".member").touch()
+  changed = {"good": {}, "bad": {"optim.b2": 0.9}}
+  with (
+    members.locked(tmp_path / "bad-1"),
+    pytest.raises(UserError, match="another process is at work on .*bad-1"),
+  ):
+    sweep.record(a_sweep(changed), tmp_path, COMMAND)
+  # What is not named is as in the base, whatever older folders lack.
+  for field, value in (("optim.b2", 0.5), ("sample.candidates", 2)):
+    other = a_sweep({**changed, "good": {field: value}})
+    with pytest.raises(UserError, match=f"another sweep .rows.good.{field}"):
+      sweep.record(other, tmp_path, COMMAND)
+  assert (tmp_path / "bad-0" / "checkpoints").exists()
+  capsys.readouterr()
+  found = sweep.record(a_sweep(changed), tmp_path, COMMAND)
+  assert found.rows == changed
+  assert capsys.readouterr().err == (
+    "bad-0, bad-1: without a result, begun anew (rows.bad.optim.b2: 0.5 there, 0.9"
+    f" given); what was there is in {tmp_path / 'replaced'}\n"
+  )
+  assert (tmp_path / "replaced" / "bad-1.1" / "checkpoints").exists()
+  assert [f.name for f in (tmp_path / "bad-0").iterdir()] == [".member"]
+
+
+def test_a_trained_row_is_kept_if_it_is_to_be_drawn_otherwise(tmp_path: Path) -> None:
+  sweep.record(a_sweep({"a": {"eval.num_images": 9}}), tmp_path, COMMAND)
+  (tmp_path / "a-0" / "checkpoints").mkdir(parents=True)
+  sweep.record(a_sweep({"a": {"eval.num_images": 8}}), tmp_path, COMMAND)
+  assert (tmp_path / "a-0" / "checkpoints").exists()
+
+
+def test_a_process_that_knows_a_row_as_it_was_stops(
+  tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+  old = sweep.record(a_sweep({"a": {"model.dim": 8}}), tmp_path, COMMAND)
+  assert not sweep.told_anew(old, tmp_path)
+  sweep.record(a_sweep({"a": {"model.dim": 16}, "b": {}}), tmp_path, COMMAND)
+  assert sweep.told_anew(old, tmp_path)
+  assert "a changed since this process began" in capsys.readouterr().err
+
+
+def test_a_row_that_comes_to_train_as_another_has_its_weights(tmp_path: Path) -> None:
+  """Those that it has begun itself are put aside."""
+  (tmp_path / "a-0" / "checkpoints" / "5").mkdir(parents=True)
+  (tmp_path / "b-0" / "checkpoints" / "2").mkdir(parents=True)
+  config = quickstart.get_config("tiny")
+  member = members.Member("b-0", config, tmp_path / "b-0", "a-0")
+  for _ in range(2):
+    sweep.borrow(member, config)
+    assert [f.name for f in (tmp_path / "b-0" / "checkpoints").iterdir()] == ["5"]
+  assert (tmp_path / "replaced" / "b-0.1" / "checkpoints" / "2").exists()
+  assert mend.put_aside(tmp_path / "b-0")
+  assert (tmp_path / "a-0" / "checkpoints" / "5").exists()
+  assert not (tmp_path / "replaced" / "b-0.2" / "checkpoints").is_symlink()
 
 
 def test_what_rows_need_may_change_until_it_is_trained(
   tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-  """Names that begin alike are told apart."""
+  kl, other = quickstart.get_config("tiny"), quickstart.get_config("tiny")
+  other.model.dim = 2 * kl.model.dim
+  sweep.record(a_sweep({}, kl=kl), tmp_path, COMMAND)
+  (tmp_path / "kl").mkdir()
+  (tmp_path / "kl" / "config.json").write_text('{"train": {"steps": 5}}')
+  monkeypatch.setattr(stages, "trained_steps", lambda _: 5)
+  with pytest.raises(UserError, match="another sweep .shared.kl.model.dim"):
+    sweep.record(a_sweep({}, kl=other), tmp_path, COMMAND)
+  monkeypatch.setattr(stages, "trained_steps", lambda _: 4)
+  sweep.record(a_sweep({}, kl=other), tmp_path, COMMAND)
+  assert (tmp_path / "replaced" / "kl.1" / "config.json").exists()
+
+
+def test_rows_whose_names_begin_alike_are_told_apart() -> None:
   names = {"rows": ["a", "a.b"], "shared": ["kl"]}
   assert mend.owner("rows.a.b.optim.b2", names) == ("rows", "a.b")
   assert mend.owner("rows.a.optim.b2", names) == ("rows", "a")
   assert mend.owner("base.optim.b2", names) is None
-  (tmp_path / "kl").mkdir()
-  (tmp_path / "kl" / "config.json").write_text('{"train": {"steps": 5}}')
-  change = {"shared.kl.model.dim": "shared.kl.model.dim: 1 there, 2 given"}
-  monkeypatch.setattr(stages, "trained_steps", lambda _: 5)
-  assert mend.restart(tmp_path, change, {}, names) == [*change.values()]
-  monkeypatch.setattr(stages, "trained_steps", lambda _: 4)
-  assert mend.restart(tmp_path, change, {}, names) == []
-  assert (tmp_path / "replaced" / "kl.1" / "config.json").exists()
