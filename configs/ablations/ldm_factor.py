@@ -37,7 +37,7 @@ def codec(variant: str) -> ConfigDict:
   """The autoencoder of whose networks the rows tell more."""
   c = kl.get_config({"mini": "fashion_mnist", "tiny": "tiny"}.get(variant, ""))
   if variant == "mini":
-    ablations.short(c, steps=800)
+    ablations.short(c, steps=400)
   if variant not in ("mini", "tiny"):
     c.eval.features, c.eval.num_images = "inception", 0
   return c
