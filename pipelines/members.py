@@ -49,6 +49,7 @@ def run(
   members: Sequence[Member],
   work: Callable[[Member], bool],
   done: Callable[[Member], bool],
+  ready: Callable[[Member], bool] | None = None,
 ) -> dict[str, str]:
   """Does the work of each member that is not done; returns name -> why it failed.
 
@@ -60,19 +61,22 @@ def run(
     members: in the order in which they are begun.
     work: does all there is to do; False if it was asked to stop, which ends the call.
     done: whether there is nothing to do, from the member's folder alone.
+    ready: whether those that come after a member may use it although it failed; `done`
+      unless told.
 
   Raises:
     UserError: the folders can't be written, or cannot be locked.
   """
   before = {m.name: failed_at(m) for m in members}
   failed: dict[str, str] = {}
+  ready = ready or done
   left, said = list(members), ""
   while left:
     moved = False
     for member in tuple(left):
       others = [m for m in members if m.workdir.name in needs(member)]
       # Another process may have tried again, with more luck.
-      lost = [m.name for m in others if m.name in failed and not done(m)]
+      lost = [m.name for m in others if m.name in failed and not ready(m)]
       waiting = {m.name for m in left}.intersection(m.name for m in others)
       if not done(member):
         if waiting and not lost:

@@ -94,7 +94,7 @@ def of_flags(config: ConfigDict, flags: Sequence[str]) -> Study:
     if rows.setdefault(name, fields) != fields:
       raise UserError(
         f"--sweep has two rows called {name!r}, {rows[name]} and {fields}: give each a"
-        ' "name" in a FILE.json.'
+        ' "name" of its own in a FILE.json.'
       )
   check_seeds(seeds)
   for name, seed in itertools.product(rows, seeds):
@@ -127,7 +127,8 @@ def of_file(config: ConfigDict, file: Path) -> Iterator[tuple[str, Fields]]:
     UserError: it is not there, is no list of objects, or a field does not fit.
   """
   try:
-    rows = json.loads(file.read_text(encoding="utf-8"))
+    text = file.read_text(encoding="utf-8-sig")
+    rows = json.loads(text, object_pairs_hook=once)
   except (OSError, ValueError) as error:
     raise UserError(
       f"--sweep={file} is neither FIELD=VALUE,VALUE nor a JSON file ({error})."
@@ -137,9 +138,20 @@ def of_file(config: ConfigDict, file: Path) -> Iterator[tuple[str, Fields]]:
   ):
     raise UserError(f'{file} must hold a list of rows, such as [{{"model.dim": 128}}].')
   for row in rows:
-    name = str(row.pop("name", ""))
+    name = row.pop("name", "")
+    if not isinstance(name, str):
+      raise UserError(f'{file}: "name" must be text, not {name!r}.')
     fields = {field: fitted(config, field, value) for field, value in row.items()}
     yield name or label(fields), fields
+
+
+def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+  """An object of a JSON file; ValueError if it has a name twice."""
+  names = [name for name, _ in pairs]
+  for name in names:
+    if names.count(name) > 1:
+      raise ValueError(f"{name!r} stands in it twice")
+  return dict(pairs)
 
 
 def split(text: str) -> list[str]:

@@ -17,8 +17,8 @@ import jax
 from ml_collections import ConfigDict
 
 from core.errors import UserError, unknown
-from core.log import say
 from core.workdir import (
+  check_workdir,
   completed,
   explained,
   flat,
@@ -77,8 +77,8 @@ def run(
     sweep: the rows of a study of one's own, as flags.
 
   Raises:
-    UserError: a row does not fit the base, the folder holds another sweep, or it can't
-      be written.
+    UserError: a row does not fit the base, the folder holds another sweep, it can't be
+      written, or another process has changed a row since.
   """
   if jax.process_count() > 1:
     raise UserError(
@@ -99,7 +99,13 @@ def run(
     report.write(path)
     return finished
 
-  return members.run(listed, work, functools.partial(done, asked))
+  failed = members.run(listed, work, functools.partial(done, asked), trained)
+  if changed := told_anew(asked, path):
+    raise UserError(
+      f"{', '.join(changed)} in {path} changed since this process began; give its"
+      " command again."
+    )
+  return failed
 
 
 def record(asked: Study, workdir: Path, command: Mapping[str, Any]) -> Study:
@@ -145,18 +151,20 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
   return {key: told for key, told in found.items() if ".parallel." not in key}
 
 
-def told_anew(asked: Study, workdir: Path) -> bool:
-  """Whether another process has changed rows since this one began; says so."""
+def told_anew(asked: Study, workdir: Path) -> list[str]:
+  """The rows that another process has changed since this one began."""
   with members.locked(workdir, wait=True):  # until who changes them is done
     now = study.tuples(read_json(workdir / "config.json")["rows"])
-  changed = [name for name, fields in asked.rows.items() if now[name] != fields]
-  if changed:
-    say(f"{', '.join(changed)} changed since this process began: start it again")
-  return bool(changed)
+  return [name for name, fields in asked.rows.items() if now[name] != fields]
 
 
 def refuse(changed: Sequence[str], workdir: Path) -> None:
   """Raises UserError if anything has changed."""
+  if changed and all(told.startswith("rows.") for told in changed):
+    raise UserError(
+      f"{workdir} has results of rows that change ({'; '.join(changed[:3])}); give them"
+      " other names, or another --workdir."
+    )
   if changed:
     raise UserError(
       f"{workdir} holds another sweep ({'; '.join(changed[:3])}); give that config, or"
@@ -213,11 +221,21 @@ def owners(rows: Mapping[str, ConfigDict]) -> dict[str, str]:
 
 def done(asked: Study, member: Member) -> bool:
   """Whether a row is trained to its end and scored, what rows need trained."""
-  steps = member.config.train.steps
   if member.name in asked.shared:
-    return stages.trained_steps(member.workdir) >= steps
-  scored = member.workdir / "eval.json"
-  return scored.exists() and read_json(scored)["step"] == steps
+    return trained(member)
+  scored, steps = member.workdir / "eval.json", member.config.train.steps
+  if not scored.exists() or read_json(scored)["step"] != steps:
+    return False
+  try:
+    check_workdir(str(member.workdir), member.config)
+  except UserError:
+    return False  # it is of another row, which its run then tells
+  return True
+
+
+def trained(member: Member) -> bool:
+  """Whether a run has made all its steps."""
+  return stages.trained_steps(member.workdir) >= member.config.train.steps
 
 
 def do(asked: Study, member: Member) -> bool:
@@ -229,12 +247,12 @@ def do(asked: Study, member: Member) -> bool:
   own, path = resolved(member.config, member.workdir), str(member.workdir)
   if member.after:
     borrow(member, own)
-  elif stages.trained_steps(member.workdir) < own.train.steps:
+  elif not trained(member):
     if own.text.encoder == "frozen":
       training.prepare(own)
     ready = None if member.name in asked.shared else own.copy_and_resolve_references()
     training.train(own, path, ready)
-    if stages.trained_steps(member.workdir) < own.train.steps:
+    if not trained(member):
       return False
   if member.name not in asked.shared:
     training.score(own, path, show=False)

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from configs import quickstart
 from core import limits
 from core.errors import UserError
+from core.workdir import open_workdir
 from eval import report
 from eval.report import table
 from pipelines import build, compare, members, mend, stages, study, sweep, training
@@ -396,7 +397,7 @@ def test_a_row_without_a_result_may_change(
   # What is not named is as in the base, whatever older folders lack.
   for field, value in (("optim.b2", 0.5), ("sample.candidates", 2)):
     other = a_sweep({**changed, "good": {field: value}})
-    with pytest.raises(UserError, match=f"another sweep .rows.good.{field}"):
+    with pytest.raises(UserError, match=f"rows that change .rows.good.{field}"):
       sweep.record(other, tmp_path, COMMAND)
   assert (tmp_path / "bad-0" / "checkpoints").exists()
   capsys.readouterr()
@@ -417,14 +418,11 @@ def test_a_trained_row_is_kept_if_it_is_to_be_drawn_otherwise(tmp_path: Path) ->
   assert (tmp_path / "a-0" / "checkpoints").exists()
 
 
-def test_a_process_that_knows_a_row_as_it_was_stops(
-  tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_process_that_knows_a_row_as_it_was_stops(tmp_path: Path) -> None:
   old = sweep.record(a_sweep({"a": {"model.dim": 8}}), tmp_path, COMMAND)
-  assert not sweep.told_anew(old, tmp_path)
+  assert sweep.told_anew(old, tmp_path) == []
   sweep.record(a_sweep({"a": {"model.dim": 16}, "b": {}}), tmp_path, COMMAND)
-  assert sweep.told_anew(old, tmp_path)
-  assert "a changed since this process began" in capsys.readouterr().err
+  assert sweep.told_anew(old, tmp_path) == ["a"]
 
 
 def test_a_row_that_comes_to_train_as_another_has_its_weights(tmp_path: Path) -> None:
@@ -463,3 +461,54 @@ def test_rows_whose_names_begin_alike_are_told_apart() -> None:
   assert mend.owner("rows.a.b.optim.b2", names) == ("rows", "a.b")
   assert mend.owner("rows.a.optim.b2", names) == ("rows", "a")
   assert mend.owner("base.optim.b2", names) is None
+
+
+def test_a_result_of_another_row_is_not_taken_for_this_ones(tmp_path: Path) -> None:
+  """As when config.json was deleted, and a row comes back with another value."""
+  config = quickstart.get_config("tiny")
+  member = members.Member("a-0", config, tmp_path / "a-0")
+  open_workdir(str(member.workdir), config)
+  (member.workdir / "eval.json").write_text(f'{{"step": {config.train.steps}}}')
+  assert sweep.done(a_sweep({"a": {}}), member)
+  other = config.copy_and_resolve_references()
+  other.optim.b1 = 0.5
+  assert not sweep.done(a_sweep({"a": {}}), member._replace(config=other))
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ('[{"optim.b2": 0.5, "optim.b2": 0.9}]', "'optim.b2' stands in it twice"),
+    ('[{"name": null}]', '"name" must be text, not None'),
+  ],
+)
+def test_a_file_that_says_two_things_is_refused(
+  text: str, message: str, tmp_path: Path
+) -> None:
+  file = tmp_path / "rows.json"
+  file.write_text(text)
+  with pytest.raises(UserError, match=message):
+    study.of_flags(quickstart.get_config("tiny"), [str(file)])
+
+
+def test_what_comes_after_a_member_needs_its_weights_not_its_scores(
+  tmp_path: Path,
+) -> None:
+  config = quickstart.get_config("tiny")
+  first = members.Member("a-0", config, tmp_path / "a-0")
+  second = members.Member("b-0", config, tmp_path / "b-0", "a-0")
+  finished = set()
+
+  def work(member: members.Member) -> bool:
+    if member is first:
+      raise UserError("no weights of Inception")
+    finished.add(member.name)
+    return True
+
+  def run(trained: bool) -> dict[str, str]:
+    done = lambda m: m.name in finished  # noqa: E731
+    return members.run([first, second], work, done, lambda m: trained)
+
+  assert list(run(trained=False)) == ["a-0", "b-0"]
+  assert list(run(trained=True)) == ["a-0"]
+  assert finished == {"b-0"}

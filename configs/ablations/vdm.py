@@ -3,8 +3,8 @@
 Kingma et al. 2021 (arXiv:2107.00630), CIFAR-10: 2.64 bits a dimension with all parts.
 Fourier features of the input lower the bits; the bound in continuous time does not
 depend on the schedule between its ends, which even times and a learned one only make
-less noisy, so these rows are not ordered. The bound of `cosine`, which has no end of its
-own, ends at the learned schedule's log-SNR.
+less noisy, so these rows are not ordered. The bound of `cosine`, which has no end of
+its own, ends at the learned schedule's log-SNR.
 
 Variants: see `configs/ablations/__init__.py`.
 """
