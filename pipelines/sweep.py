@@ -155,7 +155,7 @@ def told_anew(asked: Study, workdir: Path) -> list[str]:
   """The rows that another process has changed since this one began."""
   with members.locked(workdir, wait=True):  # until who changes them is done
     now = study.tuples(read_json(workdir / "config.json")["rows"])
-  return [name for name, fields in asked.rows.items() if now[name] != fields]
+  return [name for name, fields in asked.rows.items() if now.get(name) != fields]
 
 
 def refuse(changed: Sequence[str], workdir: Path) -> None:

@@ -1,6 +1,7 @@
 """Sweeps: rows and their configs, what is trained once, the table and its orderings."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -416,6 +417,8 @@ def test_a_trained_row_is_kept_if_it_is_to_be_drawn_otherwise(tmp_path: Path) ->
   (tmp_path / "a-0" / "checkpoints").mkdir(parents=True)
   sweep.record(a_sweep({"a": {"eval.num_images": 8}}), tmp_path, COMMAND)
   assert (tmp_path / "a-0" / "checkpoints").exists()
+  stored = json.loads((tmp_path / "config.json").read_text())
+  assert stored["rows"] == {"a": {"eval.num_images": 8}}
 
 
 def test_a_process_that_knows_a_row_as_it_was_stops(tmp_path: Path) -> None:
@@ -423,6 +426,29 @@ def test_a_process_that_knows_a_row_as_it_was_stops(tmp_path: Path) -> None:
   assert sweep.told_anew(old, tmp_path) == []
   sweep.record(a_sweep({"a": {"model.dim": 16}, "b": {}}), tmp_path, COMMAND)
   assert sweep.told_anew(old, tmp_path) == ["a"]
+  (tmp_path / "config.json").write_text('{"rows": {"b": {}}}')
+  assert sweep.told_anew(old, tmp_path) == ["a"]
+
+
+def test_a_call_whose_rows_were_changed_does_not_end_well(
+  tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """It does no more of its work, which is of rows that there are no longer."""
+  done = []
+
+  def do(asked: study.Study, member: members.Member) -> bool:
+    done.append(member.name)
+    sweep.record(a_sweep({"b": {"optim.b2": 0.9}}), tmp_path, COMMAND)
+    return True
+
+  monkeypatch.setattr(sweep, "do", do)
+  file = tmp_path / "rows.json"
+  file.write_text('[{"name": "a"}, {"name": "b", "optim.b2": 0.5}]')
+  # The other process has no row of this one's in its hands.
+  monkeypatch.setattr(mend.members, "locked", lambda *_, **__: nullcontext(True))
+  with pytest.raises(UserError, match="b in .* changed since this process began"):
+    sweep.run(quickstart.get_config("tiny"), str(tmp_path), COMMAND, [str(file)])
+  assert done == ["a-0"]
 
 
 def test_a_row_that_comes_to_train_as_another_has_its_weights(tmp_path: Path) -> None:
@@ -437,6 +463,7 @@ def test_a_row_that_comes_to_train_as_another_has_its_weights(tmp_path: Path) ->
   assert (tmp_path / "replaced" / "b-0.1" / "checkpoints" / "2").exists()
   assert mend.put_aside(tmp_path / "b-0")
   assert (tmp_path / "a-0" / "checkpoints" / "5").exists()
+  assert [f.name for f in (tmp_path / "replaced" / "b-0.2").iterdir()] != []
   assert not (tmp_path / "replaced" / "b-0.2" / "checkpoints").is_symlink()
 
 
