@@ -3,10 +3,11 @@
 Every draw is from the example's key.
 """
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
 
 from core import warp
@@ -96,7 +97,9 @@ def adaptive(
 
   def one(key: Array, x: Array) -> Array:
     geometry, colours = jax.random.split(key)
-    return _recoloured(colours, _warped(geometry, x, p), p)
+    sides = jnp.array([x.shape[1], x.shape[0]])
+    moved = _warped(x, _geometry(geometry, p, sides))
+    return _recoloured(moved, _colours(colours, p))
 
   return jax.vmap(one)(keys, x)
 
@@ -118,64 +121,102 @@ def adjust(
   return jnp.clip(p + step, 0, 1)
 
 
-def _sometimes(
-  key: Array, i: int, p: Array, draw: Callable[[Array], Array], neutral: int
-) -> Array:
-  """The i-th transformation's amount with probability p, else `neutral`."""
-  gate, own = jax.random.split(jax.random.fold_in(key, i))
-  return jnp.where(jax.random.uniform(gate) < p, draw(own), neutral)
+class Geometry(NamedTuple):
+  """How a picture is moved, in the order of the paper; the defaults leave it."""
+
+  flip: ArrayLike = 0  # 1: mirrored
+  quarters: ArrayLike = 0  # of a turn
+  pixels: ArrayLike = 0  # [2], right and down
+  scale: ArrayLike = 1
+  before: ArrayLike = 0  # rotation in radians, ahead of `wider`
+  wider: ArrayLike = 1
+  after: ArrayLike = 0  # and behind it
+  shift: ArrayLike = 0  # [2], in pixels, not whole
 
 
-def _warped(key: Array, x: Array, p: Array) -> Array:
-  """x, moved: each new pixel's place is followed back, last transformation first."""
-  h, w, _ = x.shape
-  sides = jnp.array([w, h])
+class Colours(NamedTuple):
+  """How its colours change, likewise."""
 
-  def angle(key: Array) -> Array:
-    return jax.random.uniform(key, (), minval=-jnp.pi, maxval=jnp.pi)
+  brightness: ArrayLike = 0
+  contrast: ArrayLike = 1
+  luma_flip: ArrayLike = 0  # 1: mirrored at grey
+  hue: ArrayLike = 0  # radians
+  saturation: ArrayLike = 1
 
-  def stretch(key: Array) -> Array:
-    return jnp.exp2(0.2 * jax.random.normal(key))
 
-  def whole(key: Array) -> Array:
-    return jnp.round(jax.random.uniform(key, (2,), minval=-0.125, maxval=0.125) * sides)
+def _draws(key: Array, gates: int, even: int, normal: int) -> tuple[Array, ...]:
+  """So many numbers: twice in U(0, 1), then N(0, 1).
 
+  All of a kind at once: each call of the generator is a program of its own, and with
+  one a number they took three quarters of a training step's compilation.
+  """
+  own = jax.random.split(key, 3)
+  return (
+    jax.random.uniform(own[0], (gates,)),
+    jax.random.uniform(own[1], (even,)),
+    jax.random.normal(own[2], (normal,)),
+  )
+
+
+def _if(happens: Array, amounts: Geometry | Colours) -> Geometry | Colours:
+  """Each amount where it happens, else what leaves a picture as it is."""
+  pairs = zip(happens, amounts, type(amounts)(), strict=True)
+  return type(amounts)(*(jnp.where(on, amount, no) for on, amount, no in pairs))
+
+
+def _geometry(key: Array, p: Array, sides: Array) -> Geometry:
+  gates, even, normal = _draws(key, gates=8, even=6, normal=4)
   # Either of the two rotations with probability p.
   rotates = 1 - jnp.sqrt(1 - p)
-  flip = _sometimes(key, 0, p, lambda k: jax.random.randint(k, (), 0, 2), 0)
-  quarters = _sometimes(key, 1, p, lambda k: jax.random.randint(k, (), 0, 4), 0)
-  pixels = _sometimes(key, 2, p, whole, 0)
-  scale = _sometimes(key, 3, p, stretch, 1)
-  before = _sometimes(key, 4, rotates, angle, 0)
-  wider = _sometimes(key, 5, p, stretch, 1)
-  after = _sometimes(key, 6, rotates, angle, 0)
-  shift = _sometimes(key, 7, p, lambda k: 0.125 * jax.random.normal(k, (2,)) * sides, 0)
+  happens = gates < jnp.stack([p, p, p, p, rotates, p, rotates, p])
+  amounts = Geometry(
+    flip=jnp.floor(2 * even[0]),
+    quarters=jnp.floor(4 * even[1]),
+    pixels=jnp.round((even[2:4] - 0.5) / 4 * sides),
+    scale=jnp.exp2(0.2 * normal[0]),
+    before=jnp.pi * (2 * even[4] - 1),
+    wider=jnp.exp2(0.2 * normal[1]),
+    after=jnp.pi * (2 * even[5] - 1),
+    shift=0.125 * normal[2:] * sides,
+  )
+  return _if(happens, amounts)
 
-  at = warp.rotated(warp.centred(h, w) - shift, jnp.cos(after), jnp.sin(after))
-  at = at / jnp.stack([wider, 1 / wider])
-  at = warp.rotated(at, jnp.cos(before), jnp.sin(before))
-  at = at / scale - pixels
+
+def _colours(key: Array, p: Array) -> Colours:
+  gates, even, normal = _draws(key, gates=5, even=2, normal=3)
+  amounts = Colours(
+    brightness=0.2 * normal[0],
+    contrast=jnp.exp2(0.5 * normal[1]),
+    luma_flip=jnp.floor(2 * even[0]),
+    hue=jnp.pi * (2 * even[1] - 1),
+    saturation=jnp.exp2(normal[2]),
+  )
+  return _if(gates < p, amounts)
+
+
+def _warped(x: Array, to: Geometry) -> Array:
+  """x, moved: each new pixel's place is followed back, last transformation first."""
+  h, w, _ = x.shape
+  at = warp.rotated(warp.centred(h, w) - to.shift, jnp.cos(to.after), jnp.sin(to.after))
+  at = at / jnp.stack([to.wider, 1 / to.wider])
+  at = warp.rotated(at, jnp.cos(to.before), jnp.sin(to.before))
+  at = at / to.scale - to.pixels
   # Without rounding, so that pixels stay what they are.
   cosines, sines = jnp.array([1.0, 0, -1, 0]), jnp.array([0.0, 1, 0, -1])
+  quarters = jnp.int32(to.quarters)
   at = warp.rotated(at, cosines[quarters], sines[quarters])
-  at = at * jnp.stack([1 - 2 * flip, 1])
+  at = at * jnp.stack([1 - 2 * to.flip, 1])
   return warp.looked_up(x, at + warp.middle(h, w))
 
 
-def _recoloured(key: Array, x: Array, p: Array) -> Array:
+def _recoloured(x: Array, to: Colours) -> Array:
   """Brightness, contrast, luma flip, hue, saturation; exactly x if all are absent."""
-  normal, colours = jax.random.normal, x.shape[-1] == 3
-  x = x + _sometimes(key, 0, p, lambda k: 0.2 * normal(k), 0)
-  x = x * _sometimes(key, 1, p, lambda k: jnp.exp2(0.5 * normal(k)), 1)
-  flip = _sometimes(key, 2, p, lambda k: jax.random.randint(k, (), 0, 2), 0)
-  x = x - 2 * flip * x.mean(-1, keepdims=True)
-  if not colours:
+  x = (x + to.brightness) * to.contrast
+  x = x - 2 * to.luma_flip * x.mean(-1, keepdims=True)
+  if x.shape[-1] != 3:
     return x
-  turn = lambda k: jax.random.uniform(k, (), minval=-jnp.pi, maxval=jnp.pi)  # noqa: E731
-  hue = _sometimes(key, 3, p, turn, 0)
-  more = _sometimes(key, 4, p, lambda k: jnp.exp2(normal(k)), 1)
   # Rodrigues' formula around the axis of greys.
   across = (jnp.roll(x, 1, -1) - jnp.roll(x, -1, -1)) / jnp.sqrt(3.0)
   grey = x.mean(-1, keepdims=True)
-  x = jnp.cos(hue) * x + jnp.sin(hue) * across + (1 - jnp.cos(hue)) * grey
-  return x + (more - 1) * (x - x.mean(-1, keepdims=True))
+  x = jnp.cos(to.hue) * x + jnp.sin(to.hue) * across + (1 - jnp.cos(to.hue)) * grey
+  return x + (to.saturation - 1) * (x - x.mean(-1, keepdims=True))

@@ -36,25 +36,14 @@ def ada(x, p, seed=0):
   return np.asarray(ADAPTIVE(keys(len(x), seed), x, jnp.float32(p)))
 
 
-GEOMETRY = ("flip", "quarters", "pixels", "scale", "before", "wider", "after", "shift")
-COLOURS = ("brightness", "contrast", "luma_flip", "hue", "saturation")
+def moved(x, **amounts):
+  """ADA's geometry, of which these alone happen."""
+  amounts = {name: jnp.asarray(amount) for name, amount in amounts.items()}
+  return augment._warped(x, augment.Geometry(**amounts))
 
 
-def only(monkeypatch, names, **amounts):
-  """ADA with these transformations alone, each of a given amount."""
-
-  def sometimes(key, i, p, draw, neutral):
-    return jnp.asarray(amounts.get(names[i], neutral))
-
-  monkeypatch.setattr(augment, "_sometimes", sometimes)
-
-
-def moved(x):
-  return augment._warped(jax.random.key(0), x, jnp.float32(1))
-
-
-def recoloured(x):
-  return augment._recoloured(jax.random.key(0), x, jnp.float32(1))
+def recoloured(x, **amounts):
+  return augment._recoloured(x, augment.Colours(**amounts))
 
 
 def test_an_empty_policy_does_nothing():
@@ -144,49 +133,44 @@ def test_adaptive_changes_as_many_as_it_should(c):
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
 @pytest.mark.parametrize("flip", [0, 1])
-def test_flips_and_quarter_turns_move_exact_pixels(flip, turns, monkeypatch):
+def test_flips_and_quarter_turns_move_exact_pixels(flip, turns):
   x = pictures(n=1)[0]
-  only(monkeypatch, GEOMETRY, flip=flip, quarters=turns)
-  y = moved(x)
+  y = moved(x, flip=flip, quarters=turns)
   want = np.rot90(x[:, ::-1] if flip else x, turns)
   assert (y == want).all()
 
 
-def test_whole_pixels_are_reflected(monkeypatch):
+def test_whole_pixels_are_reflected():
   x = pictures(n=1)[0]
-  only(monkeypatch, GEOMETRY, pixels=(2.0, -1.0))
-  y = moved(x)
+  y = moved(x, pixels=(2.0, -1.0))
   wide = np.pad(x, ((0, 1), (2, 0), (0, 0)), mode="reflect")
   assert (y == wide[1:, :8]).all()
 
 
-def test_scale_of_a_straight_slope(monkeypatch):
+def test_scale_of_a_straight_slope():
   # A picture that is linear in its place, so bilinear look-ups are exact inside.
   place = jnp.arange(9.0) - 4
   x = jnp.stack(jnp.meshgrid(place, place), axis=-1)  # column, row
-  only(monkeypatch, GEOMETRY, scale=2.0, wider=1.25, shift=(0.5, 0.25))
-  y = moved(x)
+  y = moved(x, scale=2.0, wider=1.25, shift=(0.5, 0.25))
   want = (x - jnp.array([0.5, 0.25])) / jnp.array([2.5, 1.6])
   np.testing.assert_allclose(y, want, atol=1e-5)
 
 
-def test_rotation_of_a_straight_slope(monkeypatch):
+def test_rotation_of_a_straight_slope():
   place = jnp.arange(9.0) - 4
   x = jnp.stack(jnp.meshgrid(place, place), axis=-1)
-  only(monkeypatch, GEOMETRY, before=0.3, after=0.2)
-  y = moved(x)
+  y = moved(x, before=0.3, after=0.2)
   c, s = np.cos(0.5), np.sin(0.5)
   want = jnp.stack([c * x[..., 0] - s * x[..., 1], s * x[..., 0] + c * x[..., 1]], -1)
   # Away from the corners, which turn out of the picture.
   np.testing.assert_allclose(y[2:-2, 2:-2], want[2:-2, 2:-2], atol=1e-5)
 
 
-def test_colours_against_their_matrices(monkeypatch):
+def test_colours_against_their_matrices():
   x = pictures(n=1)[0]
   b, c, hue, s = 0.3, 1.4, 0.7, 1.8
   amounts = {"brightness": b, "contrast": c, "hue": hue, "saturation": s}
-  only(monkeypatch, COLOURS, luma_flip=1, **amounts)
-  y = recoloured(x)
+  y = recoloured(x, luma_flip=1, **amounts)
   v = np.ones((3, 1)) / np.sqrt(3)
   luma = v @ v.T
   cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
@@ -196,10 +180,9 @@ def test_colours_against_their_matrices(monkeypatch):
   np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-5)
 
 
-def test_luma_flip_of_grey_pictures(monkeypatch):
+def test_luma_flip_of_grey_pictures():
   x = pictures(1, n=1)[0]
-  only(monkeypatch, COLOURS, luma_flip=1)
-  assert (recoloured(x) == -x).all()
+  assert (recoloured(x, luma_flip=1) == -x).all()
 
 
 def test_results_do_not_depend_on_how_a_batch_is_cut():
