@@ -72,7 +72,7 @@ def waves(key: Array, shape: Sequence[int], dtype: DTypeLike = float, **_) -> Ar
 
 @pytest.fixture(scope="module")
 def quick_to_compile() -> Iterator[None]:
-  """Weights start from `waves`, and Adam sees them as one vector.
+  """Weights start from `waves`, and Adam and norms see them as one vector.
 
   For files whose subject is neither: drawing and updating each array is half of what
   XLA compiles of a small network. There is no public way to what initializers draw.
@@ -89,6 +89,7 @@ def quick_to_compile() -> Iterator[None]:
     from core import optim
 
     patch.setattr(optim, "make", functools.partial(as_one_vector, optim.make))
+    patch.setattr(optax.tree, "norm", norm_of_one_vector)
     yield
 
 
@@ -97,3 +98,8 @@ def as_one_vector(
 ) -> optax.GradientTransformation:
   tx = make(config, steps)
   return tx if config.weight_decay else optax.flatten(tx)  # decay goes by names
+
+
+def norm_of_one_vector(tree: object) -> Array:
+  leaves = [jnp.ravel(a) for a in jax.tree.leaves(tree)]
+  return jnp.linalg.norm(jnp.concatenate([jnp.zeros(1), *leaves]))

@@ -25,6 +25,7 @@ from tests.runs import (
 )
 
 SEED = jax.random.key(0)
+SMALL = ("fashion_mnist", "openmoji32")
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
@@ -66,24 +67,33 @@ def stream(config: ConfigDict, start: int):
     start += 1
 
 
-def one_of_each_family() -> list:
-  """The configs; all but the first of a family are slow, whose states are alike."""
+def one_of_each_state() -> list:
+  """The configs; slow are all but the first of those whose states are made alike."""
   known, found = set(), []
   for file in CONFIGS:
     config = load_config(file)
-    kind = config.family, config.gan.family if "gan" in config else ""
+    kind = (
+      config.family.split(".")[0],
+      config.family == "vae.mixture",  # no gradient
+      config.get("vae", {}).get("bottleneck") == "vq",  # averages of codes
+      config.get("gan", {}).get("family"),
+    )
     found.append(pytest.param(file, marks=[pytest.mark.slow] if kind in known else []))
     known.add(kind)
   return found
 
 
-def test_every_variant_fits_together(subtests: pytest.Subtests) -> None:
+@pytest.mark.parametrize(
+  "small", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["full", "small"]
+)
+def test_every_variant_fits_together(small: bool, subtests: pytest.Subtests) -> None:
   """At full size too: the networks are built without their numbers.
 
-  The tests below train what is `:tiny`.
+  The tests below train what is `:tiny`. Those for two cores, of the same networks with
+  fewer layers, are slow.
   """
   for name, variant in [(file, v) for file in CONFIGS for v in variants(file)]:
-    if variant == "tiny":
+    if variant == "tiny" or small != variant.endswith(SMALL):
       continue
     with subtests.test(f"{name}:{variant}"):
       config = load_config(name, variant)
@@ -152,7 +162,7 @@ def test_samples_and_evals(file: str) -> None:
     assert np.isfinite(values).all()
 
 
-@pytest.mark.parametrize("file", one_of_each_family(), indirect=True)
+@pytest.mark.parametrize("file", one_of_each_state(), indirect=True)
 def test_resume_is_exact(file: str, tmp_path: Path) -> None:
   """A run whose last step is lost does it again, bit for bit."""
   config, family, run = prepared(file)

@@ -241,8 +241,8 @@ def value_and_grad(module):
   ("make", "options"),
   [
     (functools.partial(NETS["unet"], widths=(8,), attention=()), {"remat": True}),
-    (NETS["dit"], {"remat": True}),
-    (NETS["dit"], {"scan": False}),
+    pytest.param(NETS["dit"], {"remat": True}, marks=pytest.mark.slow),
+    pytest.param(NETS["dit"], {"scan": False}, marks=pytest.mark.slow),
     (NETS["dit"], {"remat": True, "scan": False}),
     (
       functools.partial(
