@@ -27,7 +27,6 @@ from core.workdir import (
   resolved,
   write_atomic,
 )
-from eval import report
 from pipelines import members, mend, stages, study, training
 from pipelines.compare import tell
 from pipelines.members import Member
@@ -80,6 +79,8 @@ def run(
     UserError: a row does not fit the base, the folder holds another sweep, it can't be
       written, or another process has changed a row since.
   """
+  from eval import report  # here, since all other modes need not wait for matplotlib
+
   if jax.process_count() > 1:
     raise UserError(
       "--mode=sweep runs in one process a machine: start it on each without"
