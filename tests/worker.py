@@ -24,7 +24,7 @@ def trained(
   config = on(pictures, "configs/quickstart.py")
   config.parallel.backend, config.parallel.fsdp = "mesh" if fsdp > 1 else "auto", fsdp
   config.optim.schedule, config.train.steps = "constant", steps
-  config.train.keep, config.model.depth = 10, 1
+  config.train.keep, config.model.depth, config.text.encoder = 10, 1, "none"
   run = parallel.make(config.parallel, devices)
   stream = inputs.train_stream(config, source.load(config.data, "train"))
   opened = open_workdir(str(workdir), config)
