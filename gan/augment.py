@@ -147,8 +147,8 @@ class Colours(NamedTuple):
 def _draws(key: Array, gates: int, even: int, normal: int) -> tuple[Array, ...]:
   """So many numbers: twice in U(0, 1), then N(0, 1).
 
-  All of a kind at once: each call of the generator is a program of its own, and with
-  one a number they took three quarters of a training step's compilation.
+  All of a kind at once: each call of the generator is compiled by itself, and with one
+  a number they took longer than the rest of a small network's training step.
   """
   own = jax.random.split(key, 3)
   return (

@@ -131,6 +131,38 @@ def test_adaptive_changes_as_many_as_it_should(c):
   assert same.mean() == pytest.approx(left, abs=0.07)
 
 
+def test_adaptive_amounts():
+  """The paper's, of each number by itself."""
+  n, sides = 5000, jnp.array([16, 32])
+  p = jnp.float32(1)
+  g = jax.vmap(lambda key: augment._geometry(key, p, sides))(keys(n))
+  c = jax.vmap(lambda key: augment._colours(key, p))(keys(n, seed=1))
+  g, c = jax.device_get((g, c))
+  for found, values in (
+    (g.flip, [0, 1]),
+    (g.quarters, [0, 1, 2, 3]),
+    (c.luma_flip, [0, 1]),
+    (g.pixels[:, 0], [-2, -1, 0, 1, 2]),
+    (g.pixels[:, 1], range(-4, 5)),
+  ):
+    assert set(found) == set(values)
+    # Half as often at the ends of what is rounded.
+    middle = np.mean(found == 1) * (len(values) - (found.min() < 0))
+    assert middle == pytest.approx(1, abs=0.15)
+  evenly = [g.before, g.after, c.hue]
+  for angle in evenly:
+    assert np.abs(angle).max() == pytest.approx(np.pi, abs=0.01)
+    assert np.std(angle) == pytest.approx(np.pi / np.sqrt(3), rel=0.03)
+  normal = [np.log2(g.scale), np.log2(g.wider), *g.shift.T, c.brightness]
+  normal += [np.log2(c.contrast), np.log2(c.saturation)]
+  for found, std in zip(normal, (0.2, 0.2, 2, 4, 0.2, 0.5, 1), strict=True):
+    assert found.mean() == pytest.approx(0, abs=0.06 * std)
+    assert found.std() == pytest.approx(std, rel=0.05)
+  # No number serves twice.
+  of_all = [g.flip, g.quarters, *g.pixels.T, c.luma_flip, *evenly, *normal]
+  assert np.abs(np.corrcoef(of_all) - np.eye(len(of_all))).max() < 0.06
+
+
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
 @pytest.mark.parametrize("flip", [0, 1])
 def test_flips_and_quarter_turns_move_exact_pixels(flip, turns):
