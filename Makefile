@@ -3,7 +3,7 @@
 # make compare      every family under one budget, some hours; goes on if stopped
 # make parity       compare with PyTorch, in an environment of its own
 # make pairs        install Apache Beam apart, and test the preparation of shards
-# make slow         the tests that take minutes
+# make slow         the tests that take minutes, and those much like others
 # make lock         write the lock files again (UPGRADE=--upgrade: newest versions)
 # make clean        remove environments and caches, not runs/
 #

@@ -145,7 +145,7 @@ class Colours(NamedTuple):
 
 
 def _draws(key: Array, gates: int, even: int, normal: int) -> tuple[Array, ...]:
-  """So many numbers: twice in U(0, 1), then N(0, 1).
+  """So many numbers: gates and even ones in U[0, 1), normal ones.
 
   All of a kind at once: each call of the generator is compiled by itself, and with one
   a number they took longer than the rest of a small network's training step.
@@ -160,8 +160,8 @@ def _draws(key: Array, gates: int, even: int, normal: int) -> tuple[Array, ...]:
 
 def _if(happens: Array, amounts: Geometry | Colours) -> Geometry | Colours:
   """Each amount where it happens, else what leaves a picture as it is."""
-  pairs = zip(happens, amounts, type(amounts)(), strict=True)
-  return type(amounts)(*(jnp.where(on, amount, no) for on, amount, no in pairs))
+  each = zip(happens, amounts, type(amounts)(), strict=True)
+  return type(amounts)(*(jnp.where(on, some, none) for on, some, none in each))
 
 
 def _geometry(key: Array, p: Array, sides: Array) -> Geometry:

@@ -72,7 +72,7 @@ def waves(key: Array, shape: Sequence[int], dtype: DTypeLike = float, **_) -> Ar
 
 @pytest.fixture(scope="module")
 def quick_to_compile() -> Iterator[None]:
-  """Weights start from `waves`, and Adam and norms see them as one vector.
+  """Weights start from `waves`; Adam and `optax.tree.norm` see a tree as one vector.
 
   For files whose subject is neither: drawing and updating each array is half of what
   XLA compiles of a small network. There is no public way to what initializers draw.

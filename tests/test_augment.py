@@ -163,6 +163,21 @@ def test_adaptive_amounts():
   assert np.abs(np.corrcoef(of_all) - np.eye(len(of_all))).max() < 0.06
 
 
+def test_adaptive_probabilities():
+  """Of each by itself, at p = 0.5; of the two rotations together it is p."""
+  p, n = jnp.float32(0.5), 5000
+  g = jax.vmap(lambda key: augment._geometry(key, p, jnp.array([64, 64])))(keys(n))
+  c = jax.vmap(lambda key: augment._colours(key, p))(keys(n, seed=1))
+  once = 1 - np.sqrt(0.5)
+  turned = np.stack([g.before != 0, g.after != 0])
+  found = [g.flip != 0, g.quarters != 0, (g.pixels != 0).any(-1), g.scale != 1]
+  found += [g.wider != 1, (g.shift != 0).any(-1), *turned, turned.any(0)]
+  found += [a != b for a, b in zip(c, augment.Colours(), strict=True)]
+  # Half of the flips do nothing, a quarter of the turns, 1 in 256 of the shifts.
+  want = [0.25, 0.375, 0.498, 0.5, 0.5, 0.5, once, once, 0.5, 0.5, 0.5, 0.25, 0.5, 0.5]
+  np.testing.assert_allclose([np.mean(a) for a in found], want, atol=0.025)
+
+
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
 @pytest.mark.parametrize("flip", [0, 1])
 def test_flips_and_quarter_turns_move_exact_pixels(flip, turns):

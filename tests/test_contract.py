@@ -67,7 +67,7 @@ def stream(config: ConfigDict, start: int):
 
 
 def one_of_each_state() -> list:
-  """The configs; slow are all but the first of those whose states are made alike."""
+  """The configs; slow are all but the first of a package and of what has more state."""
   known, found = set(), []
   for file in CONFIGS:
     config = load_config(file)
@@ -75,7 +75,10 @@ def one_of_each_state() -> list:
       config.family.split(".")[0],
       config.family == "vae.mixture",  # no gradient
       config.get("vae", {}).get("bottleneck") == "vq",  # averages of codes
+      config.family == "gan.ddgan",
+      # Of hybrids, and what adapts.
       config.get("gan", {}).get("family"),
+      config.get("gan", {}).get("augment"),
     )
     found.append(pytest.param(file, marks=[pytest.mark.slow] if kind in known else []))
     known.add(kind)
@@ -88,8 +91,8 @@ def one_of_each_state() -> list:
 def test_every_variant_fits_together(named: bool, subtests: pytest.Subtests) -> None:
   """At full size too: the networks are built without their numbers.
 
-  The tests below train what is `:tiny`. All but the plain variants are slow: the same
-  networks with other sizes, for the most part.
+  The tests below train what is `:tiny`. All but the plain variants are slow: mostly
+  the same networks with other sizes, but also other losses, codecs and texts.
   """
   for name, variant in [(file, v) for file in CONFIGS for v in variants(file)]:
     if variant == "tiny" or named != bool(variant):
